@@ -1,0 +1,1 @@
+"""The door: the HTTP API, its client and the command line."""

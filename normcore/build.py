@@ -1,0 +1,46 @@
+"""From a spec to a model."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from normcore.spec import JobSpec
+
+PARAMETER_DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+"""The dtype of parameters and images by the spec's precision; bfloat16 is autocast over float32."""
+
+
+def build_model(spec: JobSpec, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
+    """The model of a job with its norms, its noise and its initial weights, in training mode.
+
+    Two specs that differ in norm, noise or anything else that leaves the linear layers alone get the same initial
+    weights, bit for bit, and the global generators are left alone.
+
+    Args:
+        spec: The job.
+        device: Where the model lives; on `meta` nothing is allocated or drawn.
+        dtype: Of the parameters; the one of the spec's precision when not given.
+
+    Raises:
+        Refusal: A norm cannot be built for the channels of its layer, or the image is too small for the model.
+
+    Example:
+        >>> spec = JobSpec.model_validate({"model": {"kind": "mlp"}, "data": {"kind": "digits", "size": 8}})
+        >>> build_model(spec).classifier
+        Linear(in_features=128, out_features=10, bias=True)
+    """
+    dtype = dtype or PARAMETER_DTYPES[spec.precision]
+    model: nn.Module = spec.model.part()(
+        spec.data.shape,
+        spec.data.num_classes,
+        norm=partial(spec.norm.part(), **spec.norm.knobs(), device=device, dtype=dtype),
+        noise=partial(spec.noise.part(), **spec.noise.knobs()),
+        seed=spec.seed,
+        device=device,
+        dtype=dtype,
+        **spec.model.knobs(),
+    )
+    return model

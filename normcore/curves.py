@@ -1,0 +1,109 @@
+"""From what every step leaves on the device to the points of the training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from normcore.memory import peak_mib
+from normcore.records import Point
+
+MOST_STEPS = 256
+"""Steps after which a window is full: bounds the memory that waiting logits take."""
+
+LONGEST_S = 0.25
+"""Seconds after which a window is full: how far behind the training its curves may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The points of the steps since the last flush, up to the first whose loss is not finite."""
+
+    step: int
+    """The last step with a finite loss."""
+    points: tuple[Point, ...]
+    bad_loss: float | None
+    """The loss of the step after, where it is not finite."""
+
+
+class Curves:
+    """Keeps the losses and logits of a window of steps as tensors, and reads them in one go.
+
+    Reading a value from a GPU waits until it has done everything before; once per step this keeps the device idle. So a
+    step only puts tensors into lists (about a microsecond), and a flush, every 256 steps or 0.25 s, stacks them.
+
+    Points of a step k are `train/loss` and `train/accuracy`, of the batch of update k before that update, and
+    `train/lr`, which it used; at every `record_every`-th step. Points of a flush are `time/step_ms`, the mean time of a
+    step without probes, evaluation and whoever reads the records, and `memory/peak_mib`.
+
+    Args:
+        record_every: Steps between two points.
+        device: Where the training computes.
+    """
+
+    def __init__(self, record_every: int, device: torch.device) -> None:
+        self._record_every, self._device = record_every, device
+        self._losses: list[Tensor] = []
+        self._logits: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        self._recorded: list[tuple[int, float]] = []
+        self.resume_clock()
+
+    def remember(self, step: int, lr: float, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Keep what step number `step` computed; the tensors must not change any more."""
+        self._losses.append(loss.detach())
+        if step % self._record_every == 0:
+            self._recorded.append((step, lr))
+            self._logits.append(logits.detach())
+            self._labels.append(labels)
+
+    def resume_clock(self) -> None:
+        """Time counts for the steps from here on, after something else has used it."""
+        self._since = perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A scope whose time does not count."""
+        if self._device.type == "cuda":
+            # Steps are queued there: those before the scope shall not be counted as its time.
+            torch.cuda.synchronize(self._device)
+        began = perf_counter()
+        yield
+        self._since += perf_counter() - began
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to flush."""
+        return len(self._losses) >= MOST_STEPS or perf_counter() - self._since >= LONGEST_S
+
+    def flush(self, step: int) -> Window:
+        """The points of all steps since the last flush, of which `step` is the newest."""
+        losses: list[float] = torch.stack(self._losses).tolist()
+        step_ms = 1000 * (perf_counter() - self._since) / len(losses)
+        first = step - len(losses) + 1
+        bad = next((index for index, loss in enumerate(losses) if not isfinite(loss)), None)
+        points: list[Point] = []
+        for (recorded, lr), accuracy in zip(self._recorded, self._accuracies(), strict=True):
+            if bad is None or recorded < first + bad:
+                points.append(Point("train/loss", recorded, losses[recorded - first]))
+                points.append(Point("train/accuracy", recorded, accuracy))
+                points.append(Point("train/lr", recorded, lr))
+        if bad is None:
+            points.append(Point("time/step_ms", step, step_ms))
+            points.append(Point("memory/peak_mib", step, peak_mib(self._device)))
+        for kept in (self._losses, self._logits, self._labels, self._recorded):
+            kept.clear()
+        return Window(step if bad is None else first + bad - 1, tuple(points), None if bad is None else losses[bad])
+
+    def _accuracies(self) -> list[float]:
+        if not self._logits:
+            return []
+        labels = torch.stack(self._labels)
+        correct: list[int] = (torch.stack(self._logits).argmax(2) == labels).sum(1).tolist()
+        return [count / labels.shape[1] for count in correct]

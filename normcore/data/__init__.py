@@ -1,0 +1,1 @@
+"""Datasets, one per file, resident on the device."""

@@ -1,0 +1,90 @@
+"""A model with its data and its optimizer: what the training loop moves."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from normcore.build import build_model
+from normcore.data.dataset import load
+from normcore.data.folders import DataFolders
+from normcore.noise.noise import Noise, start_step
+from normcore.spec import JobSpec
+
+
+class Learner:
+    """Computes steps of a job and makes their updates.
+
+    Args:
+        spec: The job.
+        device: Where it computes.
+        folders: Where datasets lie; below the working directory when not given.
+
+    Raises:
+        Refusal: The model cannot be built, the batch is larger than the data, or the dataset is not to be had.
+
+    Attributes:
+        model: In training mode.
+        data: Resident on the device.
+        optimizer: Fused.
+    """
+
+    def __init__(self, spec: JobSpec, device: torch.device, folders: DataFolders | None = None) -> None:
+        self.data = load(spec, device=device, folders=folders)
+        # Convolutions, with norms of every kind, are as fast or faster with the channels in the last place of memory.
+        self.model = build_model(spec, device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer: torch.optim.Optimizer = spec.optimizer.part()(spec.optimizer, self.model)
+        self._seed, self._parameters = spec.seed, list(self.model.parameters())
+        self._noisy = any(isinstance(module, Noise) and module.draws for module in self.model.modules())
+        self._bfloat16 = spec.precision == "bfloat16"
+        self._precision = torch.autocast(device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
+        # Fused optimizers make no update while `found_inf` is 1.
+        self._diverged, self._one = (f((), dtype=torch.float32, device=device) for f in (torch.zeros, torch.ones))
+        self.optimizer.found_inf = self._diverged
+
+    def infer(self, x: Tensor) -> Tensor:
+        """The model's logits for images, `(N, num_classes)` in float32 or better."""
+        with self._precision:
+            logits: Tensor = self.model(x)
+        return logits.float() if self._bfloat16 else logits
+
+    def forward(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, logits and labels of the batch of update number `step`, the first being 1, with its noise.
+
+        The same step gives the same loss as long as the parameters are the same.
+        """
+        x, labels = self.data.batch(step - 1)
+        if self._noisy:
+            start_step(self.model, self._seed, step - 1)
+        logits = self.infer(x)
+        return functional.cross_entropy(logits, labels), logits, labels
+
+    def replay(self, step: int) -> Tensor:
+        """The loss of `forward` alone."""
+        return self.forward(step)[0]
+
+    def backward(self, loss: Tensor) -> None:
+        """Leave the gradients of a loss in the parameters' `.grad`."""
+        # Here and not after the update: the new gradients then take the memory of the old ones, still in the caches.
+        for parameter in self._parameters:
+            parameter.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def finite(self) -> bool:
+        """Whether all parameters are finite; waits for the device."""
+        return bool(torch.stack([parameter.detach().isfinite().all() for parameter in self._parameters]).all())
+
+    def update(self, loss: Tensor, lr: float) -> None:
+        """Make the update of a loss after its backward pass.
+
+        Once a loss was not finite no update is made any more. The device decides it, without the host having to wait:
+        so when the host sees such a loss some steps later, the model is still as that loss found it.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        # What gradient scalers use: sets the flag where a value is not finite, and multiplies the values by one.
+        torch._amp_foreach_non_finite_check_and_unscale_([loss.detach()], self._diverged, self._one)
+        self.optimizer.step()

@@ -1,0 +1,1 @@
+"""Models, one family per file; each takes a norm factory."""

@@ -1,0 +1,52 @@
+"""The block that every model is made of: a linear map, then norm, noise and activation."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+Part = Callable[[int], nn.Module]
+"""Makes a norm or a noise for a number of channels."""
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+
+
+@dataclass(frozen=True)
+class Site:
+    """What stands after every linear map of a model."""
+
+    norm: Part
+    """Makes the norm."""
+    noise: Part
+    """Makes the noise, which stands right after the norm, also after none."""
+    activation: str = "relu"
+    """relu, sigmoid or tanh."""
+    norm_placement: str = "before"
+    """Whether norm and noise stand before or after the activation."""
+
+
+def block(linear: tuple[str, nn.Module], num_features: int, site: Site) -> nn.Sequential:
+    """A linear map with its site: norm, noise, activation ("before") or activation, norm, noise ("after").
+
+    The parts have the same names wherever they stand, so that arms which differ in norm, noise or placement share the
+    names, and with them the initial values, of everything else.
+
+    Args:
+        linear: Name and module of the map.
+        num_features: Channels that the map gives.
+        site: What stands after the map.
+
+    Example:
+        >>> from normcore.noise.none import NoNoise
+        >>> from normcore.norms.layer import LayerNorm
+        >>> site = Site(LayerNorm, NoNoise, activation="tanh", norm_placement="after")
+        >>> [name for name, _ in block(("linear", nn.Linear(2, 3)), 3, site).named_children()]
+        ['linear', 'activation', 'norm', 'noise']
+    """
+    norm, noise = ("norm", site.norm(num_features)), ("noise", site.noise(num_features))
+    activation = ("activation", ACTIVATIONS[site.activation]())
+    parts = [linear, norm, noise, activation] if site.norm_placement == "before" else [linear, activation, norm, noise]
+    return nn.Sequential(OrderedDict(parts))

@@ -1,0 +1,1 @@
+"""Noise injected after the norms, one kind per file."""

@@ -1,0 +1,1 @@
+"""Activation norms, one per file, `num_features` first."""

@@ -1,0 +1,59 @@
+"""What every norm owes: one shape in, the same shape out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from normcore.refusal import Refusal
+
+
+class Norm(nn.Module):
+    """A normalization layer: `(N, C, *)` to `(N, C, *)`, where `*` is any number of pixel dimensions, or none.
+
+    Statistics are computed in float32 or better, whatever the input's dtype; the output has the input's dtype and its
+    memory format (channels_last stays channels_last).
+    """
+
+    num_features: int
+    """C, the channels."""
+
+
+def check_channels(x: Tensor, num_features: int) -> None:
+    """Raise `Refusal` (code `channels-differ`) unless `x` has shape `(N, num_features, *)`."""
+    if x.dim() < 2 or x.shape[1] != num_features:
+        raise Refusal(
+            "channels-differ",
+            f"the input must have num_features {num_features} in dimension 1, got shape {tuple(x.shape)}; "
+            f"build the norm for the channels it is given",
+        )
+
+
+def pixels_of(x: Tensor) -> int:
+    """Pixels of one channel of one sample: the product of the trailing dimensions, 1 where there are none."""
+    return x.shape[2:].numel()
+
+
+def scale_and_shift(
+    num_features: int, *, affine: bool, device: torch.device | str | None, dtype: torch.dtype | None
+) -> tuple[nn.Parameter | None, nn.Parameter | None]:
+    """Gamma at one and beta at zero, one each per channel and float32 or better; or neither.
+
+    Args:
+        num_features: C, the channels.
+        affine: Whether they are learned at all.
+        device: Where they live.
+        dtype: Their dtype; half precisions are raised to float32, in which an lr of 0.01 still moves a gamma of one.
+    """
+    if not affine:
+        return None, None
+    dtype = at_least_float32(dtype or torch.get_default_dtype())
+    return (
+        nn.Parameter(torch.ones(num_features, device=device, dtype=dtype)),
+        nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype)),
+    )
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that statistics are kept in for inputs of `dtype`."""
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,1 @@
+"""Probes: small classes with one measuring method, which leave no footprints."""

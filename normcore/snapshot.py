@@ -1,0 +1,135 @@
+"""Everything that a training needs to go on, taken and put back bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from normcore.records import Reading, Snapshot
+from normcore.spec import JobSpec
+
+
+def take(
+    spec: JobSpec, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, readings: Sequence[Reading]
+) -> Snapshot:
+    """The state of a training after `step` updates, copied to the CPU.
+
+    Streams of data order, augmentation and noise are functions of seed and step and have no state to keep; schedules
+    have none either. Tensors are named
+
+    - `model.<name>`: parameters and buffers;
+    - `optimizer.<parameter>.<state>`: momentum and the like;
+    - `rng.cpu`, `rng.cuda`: torch's global generators;
+    - `readings.<probe>.step`, `.scalars.<name>`, `.arrays.<name>`: what the probes have seen, a row per reading; NaN
+      stands for a scalar that a reading does not have.
+    """
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for parameter, state in optimizer.state.items():
+        tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items() if value is not None}
+    tensors["rng.cpu"] = torch.get_rng_state()
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
+    tensors |= _readings_to_tensors(readings)
+    # In plain memory order, so that equal values are equal bytes whatever the memory format they were computed in.
+    copies = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    return Snapshot(step, copies, {"spec": spec.model_dump(mode="json"), "torch": torch.__version__})
+
+
+def restore(snapshot: Snapshot, spec: JobSpec, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Reading]:
+    """Put a snapshot into a model and an optimizer built from `spec`, and set torch's global generators.
+
+    Values are copied into tensors of the parameters' memory format: fused kernels walk parameter, gradient and
+    momentum in the order of memory, and would mix up two formats.
+
+    Returns:
+        The readings so far.
+
+    Raises:
+        ValueError: The snapshot is of another training.
+    """
+    tensors = snapshot.tensors
+    _check_same_training(snapshot, spec)
+    _check_fits(_under("model.", tensors), model)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            value.copy_(tensors[f"model.{name}"])
+    parameters = dict(model.named_parameters())
+    for path, value in _under("optimizer.", tensors).items():
+        name, _, key = path.rpartition(".")
+        parameter = parameters[name].detach()
+        like = parameter if value.shape == parameter.shape else value
+        own = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
+        optimizer.state[parameters[name]][key] = own.copy_(value)
+    torch.set_rng_state(tensors["rng.cpu"])
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng.cuda"], next(model.parameters()).device)
+    return _readings_from_tensors(_under("readings.", tensors))
+
+
+MAY_CHANGE = {"steps", "epochs", "device", "checkpoint_every", "evaluate_every", "record_every", "labels"}
+"""What may be ordered otherwise when a training is resumed; longer, for one."""
+
+
+def _check_same_training(snapshot: Snapshot, spec: JobSpec) -> None:
+    taken, wanted = snapshot.facts["spec"], spec.model_dump(mode="json")
+    for key in sorted((taken.keys() | wanted.keys()) - MAY_CHANGE):
+        if taken.get(key) != wanted.get(key):
+            raise ValueError(
+                f"a snapshot must be of the training it resumes, got {key} {taken.get(key)} in the snapshot and "
+                f"{wanted.get(key)} in the spec; resume with the spec it was taken with"
+            )
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _check_fits(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in tensors.items()}
+    if differing := sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name)):
+        name = differing[0]
+        raise ValueError(
+            f"a snapshot must be of the model it resumes, got {name} with shape {given.get(name, 'missing')} in the "
+            f"snapshot and {shapes.get(name, 'missing')} in the model; resume with the spec it was taken with"
+        )
+
+
+def _readings_to_tensors(readings: Sequence[Reading]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for probe in dict.fromkeys(reading.probe for reading in readings):
+        mine = [reading for reading in readings if reading.probe == probe]
+        tensors[f"readings.{probe}.step"] = torch.tensor([reading.step for reading in mine])
+        for name in dict.fromkeys(name for reading in mine for name in reading.scalars):
+            column = [reading.scalars.get(name, math.nan) for reading in mine]
+            tensors[f"readings.{probe}.scalars.{name}"] = torch.tensor(column, dtype=torch.float64)
+        for name in mine[0].arrays:
+            rows = [reading.arrays[name] for reading in mine]
+            tensors[f"readings.{probe}.arrays.{name}"] = torch.tensor(rows, dtype=torch.float64)
+    return tensors
+
+
+def _readings_from_tensors(tensors: Mapping[str, Tensor]) -> list[Reading]:
+    readings = []
+    for probe in dict.fromkeys(name.partition(".")[0] for name in tensors):
+        steps = tensors[f"{probe}.step"].tolist()
+        scalars = {name: column.tolist() for name, column in _under(f"{probe}.scalars.", tensors).items()}
+        arrays = {name: rows.tolist() for name, rows in _under(f"{probe}.arrays.", tensors).items()}
+        readings += [
+            Reading(
+                probe,
+                step,
+                {name: column[row] for name, column in scalars.items() if not math.isnan(column[row])},
+                {name: tuple(rows[row]) for name, rows in arrays.items()},
+            )
+            for row, step in enumerate(steps)
+        ]
+    return sorted(readings, key=lambda reading: reading.step)

@@ -1,0 +1,173 @@
+"""The training loop: from a spec to a stream of records. It does not know who listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from importlib.util import find_spec
+from math import isfinite, nan
+
+import torch
+
+from normcore.curves import Curves
+from normcore.data.folders import DataFolders
+from normcore.determinism import isolated
+from normcore.divergence import first_nonfinite_layer
+from normcore.evaluation import evaluate
+from normcore.learner import Learner
+from normcore.noise.noise import Noise
+from normcore.probes.probe import Probe
+from normcore.records import Checkpoint, Diverged, Figure, Finished, Metrics, Point, Reading, Record, Snapshot, Stopped
+from normcore.schedules.schedule import Schedule
+from normcore.seeds import stream_seed
+from normcore.snapshot import restore, take
+from normcore.spec import JobSpec
+from normcore.statistics import has_running_statistics, recomputed_statistics
+
+RECOMPUTE_BATCHES = 100
+"""Training batches, at most, that running statistics are recomputed from."""
+
+
+def train(
+    spec: JobSpec,
+    *,
+    device: str | torch.device = "cpu",
+    folders: DataFolders | None = None,
+    resume: Snapshot | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Iterator[Record]:
+    """Train as the spec says, and yield what happens as it happens.
+
+    A step counts the updates done: the points of update k carry step k, the first being 1. Records come in the order of
+    their steps, every quarter of a second or 256 steps and at every event: `Metrics` (curves), `Reading` (a probe),
+    `Checkpoint` (always after the metrics up to its step), and at the end `Figure` for each probe and one of
+
+    - `Finished`: all steps are done, and the last checkpoint was written;
+    - `Stopped`: `stop()` was true after a step; a checkpoint came before;
+    - `Diverged`: the loss of a step was not finite. Its update was not made, nor any after it, so the layer is named
+      in the model that gave that loss; no checkpoint comes after the last finite step's. Or the update of a step left
+      parameters, or after the last one a test loss, that are not finite.
+
+    With `deterministic`, a training resumed from any checkpoint has the same bits as one that was never interrupted, on
+    the same machine with the same number of threads. Probes change no bit. While the caller holds a record, torch's
+    global state (random generators, deterministic mode, grad mode) is the caller's; the generator may be closed at any
+    time.
+
+    Args:
+        spec: The job; its `device` is a wish to whoever chooses `device`.
+        device: Where to train.
+        folders: Where datasets lie; below the working directory when not given.
+        resume: Go on from this snapshot of the same job.
+        stop: Asked after every step whether to stop there.
+
+    Raises:
+        Refusal: The model cannot be built, the batch is larger than the data, or the dataset is not to be had.
+        ValueError: The snapshot is of another model, or of a later step than the last.
+        ModuleNotFoundError: There are probes and no matplotlib to draw their figures.
+
+    Example:
+        >>> spec = {"model": {"kind": "mlp"}, "data": {"kind": "digits", "size": 8}, "steps": 50}
+        >>> records = list(train(JobSpec.model_validate(spec)))
+        >>> {type(record).__name__ for record in records} == {"Metrics", "Checkpoint", "Finished"}
+        True
+        >>> [round(p.value, 1) for m in records if isinstance(m, Metrics) for p in m.points if p.key == "test/accuracy"]
+        [0.9]
+    """
+    device = torch.device(device)
+    if resume is not None and resume.step > spec.num_steps:
+        raise ValueError(
+            f"a snapshot must be of at most {spec.num_steps} steps, those of the job, got one of step {resume.step}; "
+            f"raise the job's steps"
+        )
+    if spec.probes and find_spec("matplotlib") is None:
+        raise ModuleNotFoundError(
+            "the figures of probes are drawn with matplotlib, which is not installed; "
+            "install it: pip install 'normcore[figures]'"
+        )
+    return isolated(_train(spec, device, folders, resume, stop), deterministic=spec.deterministic, device=device)
+
+
+def _train(
+    spec: JobSpec,
+    device: torch.device,
+    folders: DataFolders | None,
+    resume: Snapshot | None,
+    stop: Callable[[], bool] | None,
+) -> Generator[Record]:
+    torch.manual_seed(stream_seed(spec.seed, "torch"))
+    learner = Learner(spec, device, folders)
+    model, optimizer = learner.model, learner.optimizer
+    schedule: Schedule = spec.schedule.part()(spec.optimizer.lr, spec.num_steps, **spec.schedule.knobs())
+    probes: list[Probe] = [probe.part()(**probe.knobs()) for probe in spec.probes]
+    done, readings = (0, []) if resume is None else (resume.step, restore(resume, spec, model, optimizer))
+
+    curves = Curves(spec.record_every, device)
+    for step in range(done + 1, spec.num_steps + 1):
+        loss, logits, labels = learner.forward(step)
+        learner.backward(loss)
+        lr = schedule.lr(step)
+        seen: list[Reading] = []
+        if due := [probe for probe in probes if step % probe.every == 0]:
+            with curves.paused():
+                seen = [probe.read(step, model, partial(learner.replay, step), lr) for probe in due]
+        learner.update(loss, lr)
+        curves.remember(step, lr, loss, logits, labels)
+
+        last = step == spec.num_steps
+        evaluating = last or step % spec.evaluate_every == 0
+        saving = last or step % spec.checkpoint_every == 0
+        stopping = not last and stop is not None and stop()
+        if not (curves.full or seen or evaluating or saving or stopping or step == done + 1):
+            continue
+
+        window = curves.flush(step)
+        if window.points:
+            yield Metrics(window.step, window.points)
+        if window.bad_loss is not None:
+            bad = window.step + 1
+            yield from _figures(probes, readings)
+            yield Diverged(bad, window.bad_loss, first_nonfinite_layer(model, partial(learner.replay, bad)))
+            return
+        for reading in seen:
+            readings.append(reading)
+            yield reading
+            yield Metrics(step, tuple(Point(f"{reading.probe}/{key}", step, v) for key, v in reading.scalars.items()))
+        test_loss = (yield from _evaluations(learner, step, last=last)) if evaluating else nan
+        if (last and not isfinite(test_loss)) or ((saving or stopping) and not learner.finite()):
+            yield from _figures(probes, readings)
+            yield Diverged(step, test_loss, first_nonfinite_layer(model, partial(learner.replay, step)))
+            return
+        if saving or stopping:
+            yield Checkpoint(step, take(spec, step, model, optimizer, readings), last)
+        if stopping:
+            yield Stopped(step)
+            return
+        curves.resume_clock()
+
+    yield from _figures(probes, readings)
+    yield Finished(spec.num_steps)
+
+
+def _evaluations(learner: Learner, step: int, *, last: bool) -> Generator[Metrics, None, float]:
+    """The evaluation at a step, whose loss it returns; at the last one also with statistics that noise did not mislead,
+    where there is noise.
+    """
+    model, infer, data = learner.model, learner.infer, learner.data
+    test = evaluate(model, infer, data)
+    yield Metrics(step, (Point("test/loss", step, test.loss), Point("test/accuracy", step, test.accuracy)))
+    test_loss = test.loss
+    modules = list(model.modules())
+    noisy = any(isinstance(module, Noise) and module.draws for module in modules)
+    if last and noisy and any(map(has_running_statistics, modules)):
+        batches = (data.batch(number)[0] for number in range(min(data.steps_per_epoch, RECOMPUTE_BATCHES)))
+        with recomputed_statistics(model, infer, batches):
+            test = evaluate(model, infer, data)
+        loss, accuracy = ("test/loss_recomputed", step, test.loss), ("test/accuracy_recomputed", step, test.accuracy)
+        yield Metrics(step, (Point(*loss), Point(*accuracy)))
+    return test_loss
+
+
+def _figures(probes: list[Probe], readings: list[Reading]) -> Iterator[Figure]:
+    for probe in probes:
+        if mine := [reading for reading in readings if reading.probe == probe.kind]:
+            yield Figure(probe.kind, probe.figure(mine))

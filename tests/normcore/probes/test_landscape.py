@@ -1,0 +1,251 @@
+"""The landscape probe against closed forms and against a slow, obvious twin; and that it leaves no footprints."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from normcore.build import build_model
+from normcore.noise.noise import start_step
+from normcore.probes.landscape import LandscapeProbe
+from normcore.spec import JobSpec
+
+
+class Point(nn.Module):
+    """A point in the plane of parameters, with some loss of it."""
+
+    def __init__(self, theta, loss):
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(theta, dtype=torch.float64))
+        self.loss = loss
+
+    def forward(self):
+        return self.loss(self.theta)
+
+
+def read(model, replay, lr, **knobs):
+    model.zero_grad(set_to_none=True)
+    replay().backward()
+    return LandscapeProbe(**{"every": 1, "low": 0.5, "high": 4.0, "points": 8} | knobs).read(7, model, replay, lr)
+
+
+def quadratic(num_features=6):
+    generator = torch.Generator().manual_seed(3)
+    root = torch.randn(num_features, num_features, generator=generator, dtype=torch.float64)
+    hessian = root @ root.T
+    theta = torch.randn(num_features, generator=generator, dtype=torch.float64)
+    return hessian, Point(theta.tolist(), lambda theta: 0.5 * theta @ hessian @ theta)
+
+
+def test_on_a_quadratic_loss_gradient_change_and_beta_are_their_closed_forms():
+    hessian, model = quadratic()
+    theta = model.theta.detach().clone()
+    g = hessian @ theta
+    reading = read(model, model, lr=0.01)
+    for step_size, loss, change in zip(*reading.arrays.values(), strict=True):
+        expected = 0.5 * theta @ hessian @ theta - step_size * g @ g + 0.5 * step_size**2 * g @ hessian @ g
+        assert loss == pytest.approx(expected.item(), rel=1e-12)
+        assert change == pytest.approx(step_size * (hessian @ g).norm().item(), rel=1e-12)
+    beta = ((hessian @ g).norm() / g.norm()).item()
+    assert reading.scalars["effective_beta"] == pytest.approx(beta, rel=1e-12)
+    assert reading.scalars["effective_beta_times_lr"] == pytest.approx(beta * 0.01, rel=1e-12)
+    assert beta <= torch.linalg.eigvalsh(hessian).max().item()
+
+
+@pytest.mark.parametrize("index", [0, 3, 5])
+def test_along_an_eigenvector_beta_is_the_eigenvalue(index):
+    hessian, model = quadratic()
+    values, vectors = torch.linalg.eigh(hessian)
+    with torch.no_grad():
+        model.theta.copy_(vectors[:, index])
+    assert read(model, model, lr=0.1).scalars["effective_beta"] == pytest.approx(values[index].item(), rel=1e-10)
+
+
+def test_beta_is_the_largest_over_the_points_not_that_of_the_longest():
+    # grad L = sin: along it the curvature falls, so the shortest step meets the largest beta.
+    model = Point([1.0], lambda theta: -theta.cos().sum())
+    reading = read(model, model, lr=0.2, low=0.1)
+    g = math.sin(1.0)
+    betas = [abs(math.sin(1.0 - eta * g) - g) / (eta * g) for eta in reading.arrays["step_sizes"]]
+    assert reading.scalars["effective_beta"] == pytest.approx(max(betas), rel=1e-12)
+    model = Point([0.1, 2.0], lambda theta: (theta**4).sum() / 4)
+    reading = read(model, model, lr=1.5)
+    g = model.theta.detach() ** 3
+    moved = [(model.theta.detach() - eta * g) ** 3 - g for eta in reading.arrays["step_sizes"]]
+    betas = [(m.norm() / (eta * g.norm())).item() for m, eta in zip(moved, reading.arrays["step_sizes"], strict=True)]
+    assert reading.scalars["effective_beta"] == pytest.approx(max(betas), rel=1e-12)
+    assert max(betas) > 1.1 * betas[0]
+
+
+def test_step_sizes_are_evenly_spaced_multiples_of_the_lr():
+    _, model = quadratic()
+    reading = read(model, model, lr=0.1, low=0.5, high=2.0, points=4)
+    assert reading.arrays["step_sizes"] == pytest.approx((0.05, 0.1, 0.15, 0.2), rel=1e-15)
+    assert (reading.probe, reading.step) == ("landscape", 7)
+
+
+def test_scalars_are_the_ends_of_the_arrays():
+    _, model = quadratic()
+    reading = read(model, model, lr=0.3)
+    for name in ("loss", "gradient_change"):
+        assert reading.scalars[f"{name}_min"] == min(reading.arrays[name])
+        assert reading.scalars[f"{name}_max"] == max(reading.arrays[name])
+    assert "nonfinite_points" not in reading.scalars
+
+
+def vgg(noise="santurkar", norm="batch", precision="float32"):
+    spec = JobSpec.model_validate(
+        {
+            "model": {"kind": "vgg", "width": 0.0625},
+            "data": {"kind": "digits"},
+            "norm": {"kind": norm},
+            "noise": {"kind": noise},
+            "precision": precision,
+        }
+    )
+    model = build_model(spec)
+    generator = torch.Generator().manual_seed(1)
+    dtype = next(model.parameters()).dtype
+    x, y = torch.randn(16, 1, 32, 32, generator=generator, dtype=dtype), torch.arange(16) % 10
+
+    def replay(of=model):
+        start_step(of, 0, 5)
+        return functional.cross_entropy(of(x), y)
+
+    return model, replay
+
+
+def flat(tensors):
+    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
+
+
+def twin(model, replay, lr, multiples):
+    """The definition, on a deep copy for every point."""
+    base = copy.deepcopy(model)
+    base.zero_grad()
+    replay(base).backward()
+    g = [p.grad for p in base.parameters()]
+    losses, changes, betas = [], [], []
+    for multiple in multiples:
+        there = copy.deepcopy(model)
+        with torch.no_grad():
+            for p, direction in zip(there.parameters(), g, strict=True):
+                p.add_(direction, alpha=-multiple * lr)
+        there.zero_grad()
+        loss = replay(there)
+        loss.backward()
+        change = (flat(p.grad for p in there.parameters()) - flat(g)).norm().item()
+        losses.append(loss.item())
+        changes.append(change)
+        betas.append(change / (multiple * lr * flat(g).norm().item()))
+    return losses, changes, betas
+
+
+@pytest.mark.parametrize(("precision", "rel"), [("float32", 1e-6), ("float64", 1e-13)])
+def test_on_a_vgg_with_batch_norm_and_noise_it_is_the_deepcopy_twin(precision, rel):
+    model, replay = vgg(precision=precision)
+    losses, changes, betas = twin(model, replay, 0.1, (0.5, 1.0, 1.5, 2.0))
+    reading = read(model, replay, lr=0.1, high=2.0, points=4)
+    assert reading.arrays["loss"] == tuple(losses)
+    assert reading.arrays["gradient_change"] == pytest.approx(tuple(changes), rel=rel)
+    assert reading.scalars["effective_beta"] == pytest.approx(max(betas), rel=rel)
+
+
+def state(model):
+    tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    return tensors | {f"grad.{name}": p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_it_restores_parameters_buffers_gradients_and_modes_bit_for_bit():
+    model, replay = vgg()
+    model.blocks[2].eval()
+    replay().backward()
+    before, gradients = state(model), [p.grad for p in model.parameters()]
+    modes = [module.training for module in model.modules()]
+    assert any(name.endswith("num_batches_tracked") and int(count) > 0 for name, count in before.items())
+    LandscapeProbe(every=1, low=0.5, high=4.0, points=3).read(1, model, replay, lr=0.3)
+    after = state(model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(p.grad is gradient for p, gradient in zip(model.parameters(), gradients, strict=True))
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_it_leaves_the_global_generator_alone():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+    x = torch.randn(8, 4)
+    read(model, lambda: model(x).square().mean(), lr=0.1)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    LandscapeProbe(every=1, low=0.5, high=4.0, points=3).read(1, model, lambda: model(x).square().mean(), lr=0.1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_parameter_without_gradient_stays_out():
+    _, model = quadratic()
+    alone = read(model, model, lr=0.01)
+    model.unused = nn.Parameter(torch.ones(3))
+    assert read(model, model, lr=0.01) == alone
+    assert model.unused.tolist() == [1.0, 1.0, 1.0]
+    assert model.unused.grad is None
+
+
+def test_a_sweep_that_blows_up_keeps_its_finite_points_and_counts_the_others():
+    model = Point([3.0], lambda theta: (theta**2).sum() / 2 + torch.where(theta < -10, torch.inf, 0.0).sum())
+    reading = read(model, model, lr=1.0, low=1.0, high=8.0, points=8)
+    assert reading.arrays["loss"] == (0.0, 4.5, 18.0, 40.5, math.inf, math.inf, math.inf, math.inf)
+    assert reading.scalars["nonfinite_points"] == 4
+    assert reading.scalars["loss_max"] == 40.5
+    assert reading.scalars["gradient_change_max"] == pytest.approx(12.0)
+    assert reading.scalars["effective_beta"] == pytest.approx(1.0)
+
+
+def test_a_gradient_that_is_not_finite_gives_no_scalars_but_the_count():
+    model = Point([0.0], lambda theta: theta.abs().sqrt().sum())
+    reading = read(model, model, lr=1.0)
+    assert reading.scalars == {"nonfinite_points": 8.0}
+
+
+def test_an_lr_of_zero_has_no_beta():
+    _, model = quadratic()
+    scalars = read(model, model, lr=0.0).scalars
+    assert scalars.keys() == {"loss_min", "loss_max", "gradient_change_min", "gradient_change_max"}
+    assert scalars["gradient_change_max"] == 0.0
+
+
+def test_an_error_in_the_replay_still_restores_the_model():
+    model, replay = vgg()
+    replay().backward()
+    before = state(model)
+
+    def broken():
+        replay()
+        raise FloatingPointError("broken")
+
+    with pytest.raises(FloatingPointError, match="broken"):
+        LandscapeProbe(every=1, low=0.5, high=4.0, points=3).read(1, model, broken, lr=0.3)
+    after = state(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def png_size(png):
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_the_figure_is_a_png_however_many_readings(count):
+    _, model = quadratic()
+    readings = [read(model, model, lr=0.1) for _ in range(count)]
+    width, height = png_size(LandscapeProbe(every=1, low=0.5, high=4.0, points=8).figure(readings))
+    assert width > 600
+    assert height > 600
+
+
+def test_the_figure_survives_readings_without_finite_points():
+    model = Point([0.0], lambda theta: theta.abs().sqrt().sum())
+    reading = read(model, model, lr=1.0)
+    assert png_size(LandscapeProbe(every=1, low=0.5, high=4.0, points=8).figure([reading]))

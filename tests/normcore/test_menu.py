@@ -1,0 +1,98 @@
+"""What every part on the menu owes, in every company: a finite step, or a refusal with its reason."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from normcore.build import build_model
+from normcore.data.folders import DataFolders
+from normcore.noise.noise import Noise, start_step
+from normcore.norms.norm import Norm
+from normcore.preview import preview
+from normcore.spec import MENU, JobSpec, Spec, kind_of
+
+SMALL: dict[str, dict[str, Any]] = {
+    "mlp": {"hidden": [6, 4]},
+    "vgg": {"width": 0.0625},
+    "group": {"num_groups": 2},
+}
+"""Knobs that make a part small enough for a test."""
+
+REFUSED = {("mlp", "instance")}
+"""Models on whose maps a norm can do nothing."""
+
+N = 4
+
+
+def small(kind: str) -> dict[str, Any]:
+    return {"kind": kind} | SMALL.get(kind, {})
+
+
+def kinds(family: str) -> list[str]:
+    return [kind_of(spec) for spec in MENU[family]]
+
+
+COMBINATIONS = list(itertools.product(kinds("norm"), kinds("model"), kinds("noise"), kinds("data")))
+
+
+@pytest.fixture
+def folders(tmp_path) -> DataFolders:
+    """A data folder in which every dataset seems to lie; a preview reads none."""
+    for name in ("uoft-cs/cifar10",):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "train.parquet").touch()
+    return DataFolders(tmp_path, tmp_path / "cache", hub=False)
+
+
+@pytest.mark.parametrize(("norm", "model", "noise", "data"), COMBINATIONS, ids="-".join)
+def test_every_combination_makes_a_finite_step_or_is_refused_with_a_reason(norm, model, noise, data, folders):
+    spec = JobSpec.model_validate(
+        {"norm": small(norm), "model": small(model), "noise": small(noise), "data": small(data), "batch_size": N}
+    )
+    seen = preview(spec, folders)
+    assert bool(seen.reasons) == ((model, norm) in REFUSED)
+    if seen.reasons:
+        assert all(reason.layer and reason.detail for reason in seen.reasons)
+        return
+    net = build_model(spec)
+    images, labels = torch.randn(N, *spec.data.shape), torch.arange(N)
+    start_step(net, spec.seed, 0)
+    logits = net(images)
+    assert logits.shape == (N, spec.data.num_classes)
+    functional.cross_entropy(logits, labels).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    assert sum(p.numel() for p in net.parameters()) == seen.num_parameters
+    net.eval()
+    assert torch.equal(net(images), net(images))
+
+
+@pytest.mark.parametrize("spec", MENU["norm"], ids=kind_of)
+def test_every_norm_is_a_norm_that_keeps_shape_dtype_and_memory_format(spec):
+    made = spec(**SMALL.get(kind_of(spec), {}))
+    norm = made.part()(4, **made.knobs())
+    assert isinstance(norm, Norm)
+    assert norm.num_features == 4
+    x = torch.randn(3, 4, 5, 5).to(memory_format=torch.channels_last)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        y = norm(x.to(dtype))
+        assert (y.shape, y.dtype) == (x.shape, dtype)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("spec", MENU["noise"], ids=kind_of)
+def test_every_noise_is_a_noise_that_is_silent_in_evaluation(spec):
+    noise = spec().part()(4, **spec().knobs())
+    assert isinstance(noise, Noise)
+    assert noise.num_features == 4
+    x = torch.randn(3, 4, 5, 5)
+    assert torch.equal(noise.eval()(x), x)
+
+
+@pytest.mark.parametrize("spec", [spec for family in MENU.values() for spec in family if spec.target], ids=kind_of)
+def test_every_target_is_there_and_its_module_is_named_after_the_kind(spec: type[Spec]):
+    module = spec.target.partition(":")[0].rpartition(".")[2]
+    assert module == kind_of(spec)
+    assert callable(spec.model_construct().part())

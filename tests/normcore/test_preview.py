@@ -1,0 +1,185 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from normcore.build import build_model
+from normcore.cost import flops_per_step, memory_mib
+from normcore.data.folders import DataFolders
+from normcore.preview import POINTERS, preview
+from normcore.spec import MAX_PARAMETERS, JobSpec
+
+VGG = {"kind": "vgg", "width": 0.25}
+MLP = {"kind": "mlp", "hidden": [64, 32]}
+
+
+def job(**parts: Any) -> JobSpec:
+    return JobSpec.model_validate({"model": VGG, "data": {"kind": "digits"}} | parts)
+
+
+def reasons(folders: DataFolders | None = None, **parts: Any) -> list[tuple[str, str, str | None, str]]:
+    found = preview(job(**parts), folders).reasons
+    return [(reason.code, reason.pointer, reason.layer, reason.detail) for reason in found]
+
+
+def test_a_job_that_can_be_built_has_sizes_and_no_reasons():
+    spec = job(epochs=3, batch_size=100)
+    seen = preview(spec)
+    assert seen.reasons == ()
+    assert seen.num_parameters == sum(p.numel() for p in build_model(spec).parameters())
+    assert seen.flops_per_step == flops_per_step(build_model(spec, device="meta"), (100, 1, 32, 32))
+    assert seen.memory_mib == round(memory_mib(spec), 1)
+    assert (seen.num_steps, seen.steps_per_epoch) == (42, 14)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
+    "groups-do-not-divide": (
+        {"norm": {"kind": "group"}},
+        "/norm/num_groups",
+        "blocks.0.norm",
+        (
+            "num_groups must divide num_features, got num_groups 32 and num_features 16; "
+            "take a divisor of 16, such as 16"
+        ),
+    ),
+    "one-value-group": (
+        {"model": MLP, "norm": {"kind": "group"}},
+        "/norm/num_groups",
+        "blocks.1.norm",
+        (
+            "group norm needs more than one value in a group, got 32 channels of one pixel in num_groups 32; "
+            "take fewer groups"
+        ),
+    ),
+    "one-pixel-map": (
+        {"model": MLP, "norm": {"kind": "instance"}},
+        "/norm/kind",
+        "blocks.0.norm",
+        (
+            "instance norm needs more than one pixel in a map, got 1; "
+            "take layer or group norm, which look at several channels, or larger maps"
+        ),
+    ),
+    "one-value-layer": (
+        {"model": {"kind": "mlp", "hidden": [5, 1]}, "norm": {"kind": "layer"}},
+        "/norm/kind",
+        "blocks.1.norm",
+        "layer norm needs more than one value in a sample, got 1 channel of 1 pixel; take more channels",
+    ),
+    "batch-of-one": (
+        {"batch_size": 1},
+        "/batch_size",
+        "blocks.0.norm",
+        (
+            "batch norm needs a batch of at least 2 samples in training, got 1; "
+            "take a larger batch, or a norm without batch statistics: group, layer or instance"
+        ),
+    ),
+    "image-too-small": (
+        {"data": {"kind": "digits", "size": 16}},
+        "/data/size",
+        None,
+        "five poolings need an image of at least 32x32 pixels, got 16x16; set data.size to 32, or take the mlp",
+    ),
+    "batch-larger-than-data": (
+        {"batch_size": 1438},
+        "/batch_size",
+        None,
+        (
+            "a batch must fit into the training set, got batch_size 1438 and 1437 training images; "
+            "set batch_size to at most 1437"
+        ),
+    ),
+    "too-many-parameters": (
+        {"model": {"kind": "mlp", "hidden": [31000, 31000]}},
+        "/model",
+        "blocks.1.linear",
+        "a model may have at most 500,000,000 parameters, got 993,240,010; make it narrower",
+    ),
+}
+"""By code: parts of a job, and the place, the layer and the sentence of its refusal."""
+
+
+@pytest.mark.parametrize("code", REFUSED)
+def test_what_cannot_be_built_is_refused_with_place_layer_both_values_and_remedy(code):
+    parts, pointer, layer, detail = REFUSED[code]
+    assert reasons(**parts) == [(code, pointer, layer, detail)]
+
+
+def test_every_code_has_its_case():
+    assert REFUSED.keys() | {"dataset-not-found"} == POINTERS.keys()
+
+
+def test_a_dataset_that_is_not_there_is_refused_with_its_place(tmp_path):
+    ((code, pointer, layer, detail),) = reasons(DataFolders(tmp_path, tmp_path, hub=False), data={"kind": "cifar10"})
+    assert (code, pointer, layer) == ("dataset-not-found", "/data/kind", None)
+    assert detail.startswith(f"cifar10 needs parquet files in {tmp_path}/uoft-cs/cifar10, found none")
+    assert detail.endswith("put uoft-cs/cifar10 there or set NORMCORE_DATA_DIR")
+
+
+def test_every_reason_is_told_at_once_each_said_once():
+    found = reasons(
+        model=VGG | {"depth": 19, "width": 0.3},
+        data={"kind": "digits", "size": 8},
+        norm={"kind": "group"},
+        batch_size=5000,
+    )
+    assert [(code, layer) for code, _, layer, _ in found] == [
+        ("batch-larger-than-data", None),
+        ("image-too-small", None),
+        *(("groups-do-not-divide", f"blocks.{index}.norm") for index in (0, 2, 4, 8)),
+    ]
+    assert [detail.rpartition("such as ")[2] for *_, detail in found[2:]] == ["19", "19", "11", "22"]
+
+
+def test_the_limit_on_parameters_is_inclusive_and_counts_the_norms():
+    def mlp(width: int, norm: str) -> JobSpec:
+        return job(model={"kind": "mlp", "hidden": [width]}, norm={"kind": norm})
+
+    # 1024 w + w + 10 w + 10, and 2 w more for a norm.
+    width = (MAX_PARAMETERS - 10) // 1035
+    assert preview(mlp(width, "none")).reasons == ()
+    assert [reason.code for reason in preview(mlp(width, "batch")).reasons] == ["too-many-parameters"]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"kind": "mlp", "hidden": [1_000_000] * 8}, {"kind": "vgg", "depth": 19, "width": 64}],
+    ids=["mlp", "vgg"],
+)
+def test_absurd_widths_are_refused_without_being_tried(model):
+    (reason,) = preview(job(model=model, noise={"kind": "santurkar"})).reasons
+    assert reason.code == "too-many-parameters"
+
+
+def test_where_a_norm_does_not_fit_the_numbers_are_those_without_it():
+    refused, plain = preview(job(norm={"kind": "group"})), preview(job(norm={"kind": "none"}))
+    assert refused.reasons
+    assert (refused.num_parameters, refused.flops_per_step) == (plain.num_parameters, plain.flops_per_step)
+    assert refused.memory_mib == plain.memory_mib
+
+
+def test_where_no_model_fits_the_numbers_are_zero():
+    seen = preview(job(data={"kind": "digits", "size": 8}))
+    assert (seen.num_parameters, seen.flops_per_step, seen.memory_mib) == (0, 0, 0)
+    assert (seen.num_steps, seen.steps_per_epoch) == (1000, 11)
+
+
+def test_neither_the_global_generator_nor_the_folders_are_touched(tmp_path):
+    before = torch.get_rng_state()
+    preview(job(noise={"kind": "santurkar"}), DataFolders(tmp_path / "data", tmp_path / "cache", hub=False))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_code_that_a_part_can_refuse_with_has_its_place_in_the_spec():
+    import normcore
+
+    sources = [path.read_text() for path in Path(normcore.__path__[0]).rglob("*.py")]
+    raised = {
+        text.split('"')[1] for source in sources for text in source.split("Refusal(")[1:] if text.strip()[0] == '"'
+    }
+    # Refusals that no preview can meet: a model is built with the right channels, and data is not read.
+    assert raised - {"channels-differ", "dataset-incomplete"} <= POINTERS.keys()
+    assert len(raised) > 5

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from normcore.spec import MAX_STEPS, MENU, BatchNormSpec, JobSpec, Spec, kind_of, kinds_with
+
+PARTS = [pytest.param(family, part, id=f"{family}-{kind_of(part)}") for family, parts in MENU.items() for part in parts]
+LEAST: dict[str, Any] = {"model": {"kind": "mlp"}, "data": {"kind": "digits"}}
+
+
+def job(**changes: Any) -> JobSpec:
+    return JobSpec.model_validate(LEAST | changes)
+
+
+@pytest.mark.parametrize(("family", "part"), PARTS)
+def test_every_part_can_be_ordered_by_its_kind_alone(family: str, part: type[Spec]) -> None:
+    chosen = {"kind": kind_of(part)}
+    ordered = getattr(job(**{family: [chosen] if family == "probes" else chosen}), family)
+    assert (ordered[0] if family == "probes" else ordered) == part()
+
+
+@pytest.mark.parametrize(("family", "part"), PARTS)
+def test_every_part_and_every_knob_is_documented(family: str, part: type[Spec]) -> None:
+    assert part.__doc__
+    self_evident = {"kind", "lr", "momentum", "nesterov", "weight_decay", "gamma", "activation", "depth"}
+    self_evident |= {"beta1", "beta2", "eps"}
+    for name, field in part.model_fields.items():
+        assert field.description or name in self_evident, f"{part.__name__}.{name} has no docstring"
+
+
+@pytest.mark.parametrize(("family", "part"), PARTS)
+def test_every_target_is_there(family: str, part: type[Spec]) -> None:
+    if family != "weight":
+        assert callable(part().part())
+
+
+def test_a_job_survives_json() -> None:
+    spec = job(
+        probes=[{"kind": "landscape", "every": 10}], labels={"a": "b"}, schedule={"kind": "step", "milestones": [1, 2]}
+    )
+    assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_a_spec_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        BatchNormSpec().eps = 1.0
+
+
+def test_the_menu_never_meets_torch() -> None:
+    code = "import sys, normcore.spec, worker.book; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_kinds_with_names_the_owners_of_a_knob() -> None:
+    assert kinds_with("norm", "eps") == ["batch", "group", "layer", "instance"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"steps": 5, "epochs": 1}, "give steps or epochs, not both, got steps 5 and epochs 1"),
+        ({"epochs": 1_000_000, "batch_size": 1}, f"at most {MAX_STEPS:,} steps, got 1,437,000,000 in 1,000,000 epochs"),
+        ({"steps": -1}, "greater than or equal to 1"),
+        ({"batch_size": "128"}, "valid integer"),
+        ({"seed": 1.5}, "valid integer"),
+        ({"optimizer": {"kind": "sgd", "lr": float("nan")}}, "finite"),
+        ({"optimizer": {"kind": "sgd", "lr": float("inf")}}, "finite"),
+        ({"optimizer": {"kind": "sgd", "nesterov": True}}, "nesterov needs a momentum above 0, got momentum 0"),
+        ({"schedule": {"kind": "step", "milestones": [5, 3]}}, r"milestones must increase, got \[5, 3\]"),
+        (
+            {"probes": [{"kind": "landscape", "low": 4.0, "high": 0.5}]},
+            "low must be below high, got low 4 and high 0.5",
+        ),
+        ({"probes": [{"kind": "landscape"}] * 2}, "each kind of probe may stand once"),
+        ({"norm": {"kind": "btach"}}, "'none', 'batch', 'group', 'layer', 'instance'"),
+        ({"norm": {"kind": "batch", "num_groups": 4}}, "Extra inputs are not permitted"),
+        ({"colour": "red"}, "Extra inputs are not permitted"),
+    ],
+)
+def test_a_mistake_is_refused_in_a_sentence(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        job(**changes)
+
+
+def test_epochs_are_whole_batches() -> None:
+    spec = job(epochs=3, batch_size=128)
+    assert (spec.steps_per_epoch, spec.num_steps) == (11, 33)
+
+
+def test_a_name_tells_the_arms_apart() -> None:
+    noisy = job(noise={"kind": "santurkar"}, optimizer={"kind": "adamw", "lr": 0.003}, seed=7, batch_size=2)
+    assert noisy.name == "mlp128x128 batch+noise bs2 lr0.003 seed7"

@@ -1,0 +1,139 @@
+"""The clerk with a real order book, which is away now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from normcore.records import Point
+from worker.book import Book, BookUnavailable, Claim, Desired, Event, Progress
+from worker.clerk import Clerk
+from worker.settings import Settings
+from worker.wire import Kept
+
+
+@pytest.fixture
+def clerk_of(book: Book, tmp_path: Path) -> Callable[..., Clerk]:
+    def make(claim: Claim, **settings: Any) -> Clerk:
+        limits = {"state_dir": tmp_path, "heartbeat_s": 0.05, "lease_ttl_s": 30.0} | settings
+        clerk = Clerk(book, claim.token, Settings(**limits), claimed_at=time.monotonic())
+        clerk.start()
+        return clerk
+
+    return make
+
+
+def close(clerk: Clerk) -> None:
+    clerk.close()
+    clerk.join(30)
+    assert not clerk.is_alive()
+
+
+def points(steps: range) -> tuple[Point, ...]:
+    return tuple(Point("train/loss", step, 0.5) for step in steps)
+
+
+def kept(folder: Path, step: int, *, last: bool = False) -> Kept:
+    path = folder / f"step_{step}"
+    path.mkdir()
+    return Kept(step, str(path), "0" * 64, 10, last)
+
+
+def test_what_an_attempt_says_is_in_the_book(book, start, clerk_of, tmp_path):
+    claim = start(book)
+    clerk = clerk_of(claim)
+    clerk.add(points(range(1, 6)), Progress(5, 0.5, 100.0))
+    clerk.keep(kept(tmp_path, 5, last=True))
+    close(clerk)
+    job = book.job(claim.job_id)
+    assert (job.progress_step, job.epoch, job.steps_per_s) == (5, 0.5, 100.0)
+    assert [point.step for point in book.metrics(claim.job_id)] == [1, 2, 3, 4, 5]
+    assert [(row.step, row.kind) for row in book.checkpoints(claim.job_id)] == [(5, "last")]
+
+
+def test_a_checkpoint_is_committed_after_every_point_before_it(book, start, clerk_of, tmp_path, monkeypatch):
+    seen = []
+    commit = Book.commit_checkpoint
+
+    def look(self: Book, token: str, **facts: Any) -> bool:
+        seen.append((facts["step"], len(self.metrics(claim.job_id))))
+        return commit(self, token, **facts)
+
+    monkeypatch.setattr(Book, "commit_checkpoint", look)
+    claim = start(book)
+    clerk = clerk_of(claim, heartbeat_s=60)
+    for step in (3, 6, 9):
+        clerk.add(points(range(step - 2, step + 1)), Progress(step))
+        clerk.keep(kept(tmp_path, step))
+    close(clerk)
+    assert seen == [(3, 3), (6, 6), (9, 9)]
+
+
+def test_only_the_newest_checkpoints_stay_on_disk(book, start, clerk_of, tmp_path):
+    claim = start(book)
+    clerk = clerk_of(claim, keep_checkpoints=2)
+    made = [kept(tmp_path, step) for step in (1, 2, 3)]
+    for checkpoint in made:
+        clerk.keep(checkpoint)
+    close(clerk)
+    assert [Path(checkpoint.path).exists() for checkpoint in made] == [False, True, True]
+    assert [row.path for row in book.checkpoints(claim.job_id)] == [None, made[1].path, made[2].path]
+
+
+def test_wishes_are_heard(book, start, clerk_of, eventually):
+    claim = start(book)
+    clerk = clerk_of(claim)
+    book.wish(claim.job_id, Desired.CANCEL)
+    eventually(lambda: clerk.desired is Desired.CANCEL)
+    close(clerk)
+
+
+def test_a_fenced_clerk_writes_nothing_and_ends(book, start, clerk_of, tmp_path):
+    claim = start(book)
+    book.finish(claim.token, Event.LOST)
+    clerk = clerk_of(claim)
+    clerk.add(points(range(1, 4)), Progress(3))
+    clerk.keep(kept(tmp_path, 3))
+    clerk.join(30)
+    assert clerk.fenced
+    assert (book.metrics(claim.job_id), book.checkpoints(claim.job_id)) == ([], [])
+
+
+def test_what_could_not_be_written_is_written_later_and_once(book, start, clerk_of, tmp_path, monkeypatch, eventually):
+    claim = start(book)
+    calls = []
+    real = Book.add_metrics
+
+    def away_at_first(self: Book, token: str, added: Any) -> bool:
+        calls.append(added)
+        if len(calls) < 3:
+            raise BookUnavailable("away")
+        return real(self, token, added)
+
+    monkeypatch.setattr(Book, "add_metrics", away_at_first)
+    clerk = clerk_of(claim)
+    clerk.add(points(range(1, 4)), Progress(3))
+    clerk.keep(kept(tmp_path, 3))
+    eventually(lambda: len(calls) == 1)
+    clerk.add(points(range(4, 6)), Progress(5))
+    close(clerk)
+    assert [point.step for point in book.metrics(claim.job_id)] == [1, 2, 3, 4, 5]
+    assert len(book.checkpoints(claim.job_id)) == 1
+
+
+def test_the_lease_is_taken_for_lost_while_it_still_holds(book, start, clerk_of, eventually, monkeypatch):
+    claim = start(book)
+    clerk = clerk_of(claim, lease_ttl_s=3.0)
+    eventually(lambda: not clerk.expired)
+    with monkeypatch.context() as patch:
+        patch.setattr(Book, "renew", lambda *_: (_ for _ in ()).throw(BookUnavailable("away")))
+        cut_at = time.monotonic()
+        eventually(lambda: clerk.expired)
+        # A third of it is left to end the training in.
+        assert time.monotonic() - cut_at < 3.0
+    eventually(lambda: not clerk.expired)
+    close(clerk)

@@ -1,0 +1,51 @@
+import io
+import math
+
+import numpy as np
+
+from normcore.data.folders import DataFolders
+from normcore.records import Checkpoint, Reading
+from normcore.spec import JobSpec
+from normcore.train import train
+from worker.readings import Readings
+
+SPEC = JobSpec.model_validate(
+    {
+        "model": {"kind": "mlp", "hidden": [4]},
+        "data": {"kind": "digits", "size": 8},
+        "steps": 6,
+        "checkpoint_every": 3,
+        "probes": [{"kind": "landscape", "every": 1, "points": 3}],
+    }
+)
+
+
+def arrays(readings: Readings) -> dict[str, list]:
+    with np.load(io.BytesIO(readings.npz("landscape")), allow_pickle=False) as content:
+        return {name: content[name].tolist() for name in content.files}
+
+
+def test_readings_from_a_snapshot_and_after_it_are_those_of_the_whole_training(tmp_path):
+    whole, resumed = Readings(None), None
+    for record in train(SPEC, folders=DataFolders(cache_dir=tmp_path)):
+        if isinstance(record, Reading):
+            whole.add(record)
+            if resumed is not None:
+                resumed.add(record)
+        if isinstance(record, Checkpoint) and record.step == 3:
+            resumed = Readings(record.snapshot)
+    assert arrays(resumed) == arrays(whole)
+    assert arrays(whole)["step"] == [1, 2, 3, 4, 5, 6]
+    assert np.shape(arrays(whole)["gradient_change"]) == (6, 3)
+
+
+def test_a_scalar_that_a_reading_lacks_is_nan_in_its_row():
+    readings = Readings(None)
+    for step, scalars in ((1, {"a": 1.0}), (2, {"b": 2.0}), (3, {})):
+        readings.add(Reading("landscape", step, scalars, {"loss": (0.0, float(step))}))
+    content = arrays(readings)
+    assert content["step"] == [1, 2, 3]
+    assert content["a"][0] == 1.0
+    assert content["b"][1] == 2.0
+    assert [math.isnan(content["a"][1]), math.isnan(content["a"][2]), math.isnan(content["b"][0])] == [True] * 3
+    assert content["loss"] == [[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]]

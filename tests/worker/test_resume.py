@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from normcore.records import Snapshot
+from worker.checkpoint import save
+from worker.resume import Start, choose, sweep
+from worker.views import CheckpointRow
+
+
+def committed(folder: Path, step: int, weight: float = 0.0) -> CheckpointRow:
+    saved = save(folder / "a1", Snapshot(step, {"model.w": torch.full((4,), weight)}))
+    return CheckpointRow(step, 1, "periodic", saved.sha256, saved.bytes, str(saved.path), 0.0)
+
+
+def nothing(_row: CheckpointRow) -> None:
+    return None
+
+
+def tear(row: CheckpointRow) -> None:
+    (Path(str(row.path)) / "model.safetensors").write_bytes(b"torn")
+
+
+def test_the_newest_checkpoint_is_gone_on_from(tmp_path):
+    rows = [committed(tmp_path, step) for step in (20, 10)]
+    assert choose(rows, nothing) == Start(Path(str(rows[0].path)), 20)
+
+
+@pytest.mark.parametrize(("torn", "step"), [(1, 10), (2, 0)])
+def test_a_torn_checkpoint_is_passed_over(tmp_path, torn, step):
+    rows = [committed(tmp_path, step) for step in (20, 10)]
+    for row in rows[:torn]:
+        tear(row)
+    start = choose(rows, nothing)
+    assert start.step == step
+    names = ["checkpoint step_00000020", "checkpoint step_00000010"]
+    assert [text.split(":")[0] for text in start.passed_over] == names[:torn]
+
+
+def test_what_is_not_or_no_longer_good_on_this_disk_is_fetched(tmp_path):
+    row = committed(tmp_path, 20)
+    copy = Path(str(committed(tmp_path / "mlflow", 20).path))
+    tear(row)
+    assert choose([row], lambda _row: copy) == Start(copy, 20, choose([row], nothing).passed_over)
+    (Path(str(row.path)) / "state.json").unlink()
+    assert choose([row], lambda _row: copy).path == copy
+
+
+def test_a_whole_checkpoint_that_was_never_committed_is_not_trusted(tmp_path):
+    row = committed(tmp_path, 20)
+    other = Path(str(committed(tmp_path / "other", 20, weight=1.0).path))
+    tear(row)
+    start = choose([row], lambda _row: other)
+    assert start.path is None
+    assert "must be what was committed: step 20" in start.passed_over[1]
+
+
+def test_without_checkpoints_it_begins_from_scratch():
+    assert choose([], nothing) == Start(None, 0, ())
+
+
+def test_only_the_committed_is_left_of_earlier_attempts(tmp_path):
+    kept = committed(tmp_path, 20)
+    uncommitted = committed(tmp_path, 30)
+    (tmp_path / "a1" / ".step_00000040.x").mkdir()
+    committed(tmp_path / "fetched", 20)
+    (tmp_path / "a1" / "figures").mkdir()
+    sweep(tmp_path, [kept])
+    assert not Path(str(uncommitted.path)).exists()
+    assert list((tmp_path / "fetched").iterdir()) == [tmp_path / "fetched" / "a1"]
+    assert sorted(path.name for path in (tmp_path / "a1").iterdir()) == ["figures", "step_00000020"]

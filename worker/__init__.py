@@ -1,0 +1,1 @@
+"""The hall: order book, queue, scheduler, worker, recorder, checkpoints."""

@@ -1,0 +1,194 @@
+"""The courier: brings what lies in the spools to MLflow, once, and never in the way of a training."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from worker.book import Book, BookUnavailable
+from worker.recorder import BATCH, Recorder, brief
+from worker.settings import Settings
+from worker.spool import Spool
+from worker.states import MLFLOW_STATUS, TERMINAL
+from worker.views import Job
+
+PASS_S = 1.0
+"""How often the spools are looked through."""
+MAX_BACKOFF_S = 30.0
+MEND_EVERY_S = 60.0
+"""How often runs are looked for that ended without their courier."""
+FIRST_ASIDE_S, MAX_ASIDE_S = 5.0, 600.0
+"""How long a spool rests that MLflow refuses or that cannot be read: at first, and after many tries."""
+BATCHES_IN_TURN = 20
+"""How many batches of one spool are sent before the next spool has its turn."""
+
+log = logging.getLogger("normcore.courier")
+
+
+class Courier(threading.Thread):
+    """Sends what the spools of a folder hold, also what earlier lives of the worker left there.
+
+    Each point is sent once: in batches that are byte-identical when they are sent again, without what an earlier
+    attempt has sent, and only while the order book says that the attempt's points belong to the job's history. While
+    the book or MLflow is away nothing is sent, and nothing is lost. Of several workers on one folder one sends.
+    """
+
+    def __init__(self, book: Book, settings: Settings) -> None:
+        super().__init__(name="courier", daemon=True)
+        self._book = book
+        self._settings = settings
+        self._folder = settings.state_dir / "spool"
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._recorder: Recorder | None = None
+        self._aside: dict[Path, tuple[float, float]] = {}
+        self._away = False
+        self._mended_at = -math.inf
+
+    def wake(self) -> None:
+        """Look through the spools now."""
+        self._wake.set()
+
+    def close(self, patience_s: float) -> None:
+        """Send what can be sent within so many seconds, and end; the rest is for the next life."""
+        self._closing.set()
+        self._wake.set()
+        self.join(patience_s)
+
+    def run(self) -> None:
+        """Until closed: look through the spools every second, or less often while MLflow or the book is away."""
+        pause_s, there = PASS_S, True
+        while not self._closing.is_set():
+            there = self.sync()
+            pause_s = PASS_S if there else min(2 * pause_s, MAX_BACKOFF_S)
+            self._wake.wait(pause_s)
+            self._wake.clear()
+        if there:
+            self.sync()
+
+    def sync(self) -> bool:
+        """Send what may be sent of every spool; whether MLflow and the book were there."""
+        with _alone_in(self._folder) as alone:
+            try:
+                if alone:
+                    recorder = self._recorder or Recorder(self._book, self._settings)
+                    waiting: set[str] = set()
+                    for path in Spool.paths(self._folder):
+                        # A job's attempts go in their order: what an earlier one may still send depends on where the
+                        # later one begins, and nobody else must have sent past that.
+                        if (job_id := path.name.partition(".")[0]) in waiting:
+                            continue
+                        if not self._visit(path, recorder):
+                            waiting.add(job_id)
+                    self._mend(recorder)
+                    self._recorder = recorder
+            except BookUnavailable as error:
+                return self._told(f"the courier waits: {brief(error)}")
+            except Exception as error:  # noqa: BLE001 - MLflow, requests and urllib3 raise each their own
+                self._recorder = None
+                return self._told(f"MLflow at {self._settings.mlflow_url} is away, nothing is lost: {brief(error)}")
+        return self._told(None)
+
+    def _told(self, trouble: str | None) -> bool:
+        """Log an outage when it begins and when it is over; whether there is none."""
+        if trouble is not None and not self._away:
+            log.warning("%s", trouble)
+        if trouble is None and self._away:
+            log.info("the courier goes on: MLflow and the order book are there")
+        self._away = trouble is not None
+        return not self._away
+
+    def _visit(self, path: Path, recorder: Recorder) -> bool:
+        """Send what may be sent of a spool; whether it is done with and gone."""
+        until, rest_s = self._aside.get(path, (0.0, FIRST_ASIDE_S))
+        if until > time.monotonic():
+            return False
+        try:
+            with closing(Spool(path)) as spool:
+                if not self._send(spool, recorder):
+                    return False
+                spool.delete()
+                self._aside.pop(path, None)
+                return True
+        except BookUnavailable:
+            raise
+        except Exception:
+            if not recorder.answers():
+                raise
+            # MLflow is there, so this spool is in trouble, and it must not be in the way of the other jobs. Somebody
+            # may have deleted the experiment, which the recorder looks up anew.
+            recorder.forget()
+            log.exception("%s cannot be sent now; it stays and is tried again in %g s", path.name, rest_s)
+            self._aside[path] = time.monotonic() + rest_s, min(4 * rest_s, MAX_ASIDE_S)
+            return False
+
+    def _send(self, spool: Spool, recorder: Recorder) -> bool:
+        """Send what may be sent of a spool; whether nothing of it will ever have to be sent any more."""
+        # Looked at before the spool is: an attempt that has ended by now has written its last word by then.
+        job = self._book.job(spool.job_id)
+        if job is None:
+            return False
+        newest, ended = spool.attempt == job.attempt, job.state in TERMINAL
+        run_id = recorder.run_of(job)
+        if spool.attempt > 1 and not spool.seeded:
+            spool.seed(recorder.steps_held(run_id))
+        limit = self._send_points(spool, run_id, job, recorder, everything=newest and ended)
+        if tags := spool.tags():
+            recorder.set_tags(run_id, tags)
+            spool.tags_sent(tags)
+        for artifact in spool.artifacts(up_to=limit):
+            if artifact.file.exists():
+                recorder.log_file(run_id, artifact.path, artifact.file)
+            else:
+                log.warning("%s of job %s is gone from the spool and will not be sent", artifact.path, job.id)
+            spool.artifact_sent(artifact)
+        if newest and not ended:
+            if spool.fact("status") != (status := MLFLOW_STATUS[job.state]):
+                recorder.mirror(run_id, job)
+                spool.note(status=status)
+            return False
+        done = spool.empty(up_to=limit)
+        if newest and done:
+            recorder.end(run_id, job)
+        return done
+
+    def _send_points(self, spool: Spool, run_id: str, job: Job, recorder: Recorder, *, everything: bool) -> int | None:
+        """Send points, each batch after asking the book up to which step; that step."""
+        limit = None
+        for _ in range(BATCHES_IN_TURN):
+            limit = None if everything else self._book.last_sendable_step(job.id, spool.attempt)
+            if not (batch := spool.batch(BATCH, up_to=limit)):
+                break
+            recorder.log_points(run_id, batch)
+            spool.sent(batch)
+        return limit
+
+    def _mend(self, recorder: Recorder) -> None:
+        """End the runs of jobs that ended without a courier, such as those of a worker that never came back."""
+        if time.monotonic() < self._mended_at + MEND_EVERY_S:
+            return
+        waiting = {path.name.partition(".")[0] for path in Spool.paths(self._folder)}
+        for run_id, job_id in recorder.unended():
+            job = None if job_id in waiting else self._book.job(job_id)
+            if job is not None and job.state in TERMINAL:
+                recorder.end(run_id, job)
+        self._mended_at = time.monotonic()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[bool]:
+    """Whether no other process works in a folder; none will meanwhile. The kernel ends it with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

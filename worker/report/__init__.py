@@ -1,0 +1,1 @@
+"""Comparisons of jobs: tables and figures."""

@@ -1,0 +1,65 @@
+"""Where an attempt goes on from: the newest checkpoint that can be trusted."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.checkpoint import CorruptCheckpoint, folder_name, verify
+from worker.views import CheckpointRow
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A checkpoint to go on from, or none: from scratch, at step 0."""
+
+    path: Path | None = None
+    step: int = 0
+    passed_over: tuple[str, ...] = ()
+    """Why newer checkpoints were not trusted."""
+
+
+def choose(rows: Sequence[CheckpointRow], fetch: Callable[[CheckpointRow], Path | None]) -> Start:
+    """The newest checkpoint whose bytes are what was committed: from this disk, or else from MLflow.
+
+    Args:
+        rows: Committed checkpoints, newest first.
+        fetch: Brings a checkpoint's files from MLflow; None where they cannot be had.
+    """
+    passed_over: list[str] = []
+    for row in rows:
+        for place in (_on_disk, fetch):
+            try:
+                path = place(row)
+                if path is not None:
+                    _trust(row, path)
+                    return Start(path, row.step, tuple(passed_over))
+            except CorruptCheckpoint as error:
+                passed_over.append(str(error))
+    return Start(passed_over=tuple(passed_over))
+
+
+def _on_disk(row: CheckpointRow) -> Path | None:
+    return None if row.path is None else Path(row.path)
+
+
+def _trust(row: CheckpointRow, path: Path) -> None:
+    saved = verify(path)
+    if (saved.step, saved.sha256) != (row.step, row.sha256):
+        raise CorruptCheckpoint(
+            f"checkpoint {path.name} must be what was committed: step {row.step}, sha256 {row.sha256[:12]}, "
+            f"got step {saved.step}, {saved.sha256[:12]}; go on from the checkpoint before"
+        )
+
+
+def sweep(folder: Path, rows: Sequence[CheckpointRow]) -> None:
+    """Remove from a job's folder what earlier attempts left there and nobody can go on from: the uncommitted.
+
+    Checkpoints are told by attempt and step, not by the whole path: the state folder may have been moved.
+    """
+    committed = {folder / f"a{row.attempt}" / folder_name(row.step) for row in rows}
+    for leftover in (*folder.glob("*/step_*"), *folder.glob("*/.step_*")):
+        if leftover not in committed:
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,72 @@
+"""An order carried out: the records of a training, turned into files that stand and messages about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from normcore.data.folders import DataFolders
+from normcore.records import Checkpoint, Diverged, Figure, Finished, Metrics, Reading, Stopped
+from normcore.refusal import Refusal
+from normcore.spec import JobSpec
+from normcore.train import train
+from worker.checkpoint import load, save
+from worker.exits import Exit
+from worker.readings import Readings
+from worker.wire import Kept, Made, Message, Order
+
+
+def run(order: Order, device: str, say: Callable[[Message], None], stop: Callable[[], bool]) -> Exit:
+    """Train as ordered; how it ended. A file is whole on disk before it is spoken of.
+
+    Raises:
+        Refusal: the spec cannot be trained on this worker.
+        CorruptCheckpoint: the checkpoint to go on from is not what was written.
+    """
+    spec = JobSpec.model_validate_json(order.spec)
+    folder = Path(order.folder)
+    snapshot = None if order.resume is None else load(Path(order.resume))
+    readings = Readings(snapshot)
+    folders = DataFolders(Path(order.data_dir), Path(order.cache_dir), order.hub)
+    step = 0 if snapshot is None else snapshot.step
+    for record in train(spec, device=_device(spec, device), folders=folders, resume=snapshot, stop=stop):
+        match record:
+            case Metrics():
+                step = record.step
+                say(record)
+            case Reading():
+                readings.add(record)
+            case Checkpoint():
+                saved = save(folder, record.snapshot)
+                say(Kept(saved.step, str(saved.path), saved.sha256, saved.bytes, record.last))
+            case Figure():
+                say(_made(step, folder, f"figures/{record.name}.png", record.png))
+                say(_made(step, folder, f"readings/{record.name}.npz", readings.npz(record.name)))
+            case Finished():
+                say(record)
+                return Exit.DONE
+            case Stopped():
+                say(record)
+                return Exit.STOPPED
+            case Diverged():
+                say(record)
+                return Exit.DIVERGED
+    raise AssertionError("a training must end in Finished, Stopped or Diverged, got none of them")
+
+
+def _device(spec: JobSpec, ours: str) -> str:
+    if spec.device == "cuda" and ours == "cpu":
+        raise Refusal(
+            "unavailable-device",
+            "a job for cuda must run on a worker with a GPU, got one with a CPU only; set device to auto or cpu",
+        )
+    return "cpu" if spec.device == "cpu" else ours
+
+
+def _made(step: int, folder: Path, path: str, content: bytes) -> Made:
+    file = folder / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_name(f".{file.name}")
+    fresh.write_bytes(content)
+    fresh.replace(file)
+    return Made(step, path, str(file))
