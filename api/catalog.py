@@ -9,7 +9,8 @@ from typing import Any
 from fastapi import APIRouter
 
 from api.views import CatalogView, PartView
-from normcore.spec import MENU, JobSpec, Spec, kind_of
+from normcore.menu.spec import Spec
+from normcore.spec import MENU, JobSpec, kind_of
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
 

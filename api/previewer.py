@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from anyio import CapacityLimiter, to_thread
 
-from normcore.spec import DigitsSpec, JobSpec, MlpSpec
+from normcore.menu.datasets import DigitsSpec
+from normcore.menu.models import MlpSpec
+from normcore.spec import JobSpec
 from worker.settings import Settings
 
 if TYPE_CHECKING:

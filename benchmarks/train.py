@@ -29,9 +29,10 @@ from torch.nn import functional
 from normcore.build import build_model
 from normcore.data.dataset import load
 from normcore.data.folders import DataFolders
+from normcore.menu.models import VggSpec
 from normcore.models.vgg import STAGES
 from normcore.records import Checkpoint, Metrics, Record
-from normcore.spec import JobSpec, VggSpec
+from normcore.spec import JobSpec
 from normcore.train import train
 
 COMMON = {"batch_size": 64, "evaluate_every": 100_000_000, "checkpoint_every": 100_000_000}

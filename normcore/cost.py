@@ -10,8 +10,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 from normcore.build import PARAMETER_DTYPES, build_model
+from normcore.menu.optimizers import OptimizerSpec
 from normcore.noise.noise import start_step
-from normcore.spec import JobSpec, OptimizerSpec
+from normcore.spec import JobSpec
 
 MIB = 2**20
 

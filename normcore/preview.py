@@ -14,9 +14,13 @@ from normcore.build import build_model
 from normcore.cost import flops_per_step, memory_mib
 from normcore.data.dataset import check_batch_size, find
 from normcore.data.folders import DataFolders
+from normcore.menu.datasets import DigitsSpec
+from normcore.menu.noises import NoNoiseSpec
+from normcore.menu.norms import NoNormSpec
+from normcore.menu.spec import MAX_PARAMETERS
 from normcore.norms.none import NoNorm
 from normcore.refusal import Refusal
-from normcore.spec import MAX_PARAMETERS, DigitsSpec, JobSpec, NoNoiseSpec, NoNormSpec
+from normcore.spec import JobSpec
 
 POINTERS = {
     "batch-larger-than-data": "/batch_size",
@@ -100,7 +104,7 @@ def preview(spec: JobSpec, folders: DataFolders | None = None) -> Preview:
     if model is None:
         return Preview(0, 0, 0.0, spec.num_steps, spec.steps_per_epoch, tuple(reasons))
     buildable = spec if norms_fit else plain
-    normed = build_model(buildable, device="meta")
+    normed = _attempt(reasons, None, partial(build_model, buildable, device="meta")) or model
     _attempt(reasons, _largest_layer(normed), partial(_check_size, normed))
     return Preview(
         num_parameters=_num_parameters(normed),

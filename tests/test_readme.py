@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from normcore.spec import MENU, JobSpec, Spec, kind_of
+from normcore.menu.spec import Spec
+from normcore.spec import MENU, JobSpec, kind_of
 from worker.settings import Settings
 
 README = Path(__file__).parents[1] / "README.md"

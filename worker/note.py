@@ -29,7 +29,9 @@ def flat_params(spec: JobSpec) -> dict[str, str]:
     """The spec as flat parameters under its own names; what was not asked for is left out, as are the labels.
 
     Example:
-        >>> from normcore.spec import DigitsSpec, GroupNormSpec, MlpSpec
+        >>> from normcore.menu.datasets import DigitsSpec
+        >>> from normcore.menu.norms import GroupNormSpec
+        >>> from normcore.menu.models import MlpSpec
         >>> params = flat_params(JobSpec(model=MlpSpec(), data=DigitsSpec(), norm=GroupNormSpec(num_groups=4)))
         >>> params["norm.kind"], params["norm.num_groups"], params["model.hidden"], params["steps"]
         ('group', '4', '[128, 128]', '1000')

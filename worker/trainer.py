@@ -102,7 +102,10 @@ def warm_up(wanted: str, cache_dir: Path) -> str:
     import torch
 
     from normcore.data.folders import DataFolders
-    from normcore.spec import DigitsSpec, JobSpec, LandscapeProbeSpec, VggSpec
+    from normcore.menu.datasets import DigitsSpec
+    from normcore.menu.models import VggSpec
+    from normcore.menu.probes import LandscapeProbeSpec
+    from normcore.spec import JobSpec
     from normcore.train import train
 
     device = "cuda:0" if wanted != "cpu" and torch.cuda.is_available() else "cpu"

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from normcore.data.arrays import Arrays, cached
 from normcore.data.folders import DataFolders, DatasetNotFound
+from normcore.menu.datasets import Cifar10Spec
 from normcore.refusal import Refusal
-from normcore.spec import Cifar10Spec
 
 HUB_ID = "uoft-cs/cifar10"
 HUB_TIMEOUT_S = 2.0

@@ -12,9 +12,10 @@ from torch import Tensor
 from normcore.build import PARAMETER_DTYPES
 from normcore.data.arrays import Arrays
 from normcore.data.folders import DataFolders
+from normcore.menu.datasets import DataSpec
 from normcore.refusal import Refusal
 from normcore.seeds import generator
-from normcore.spec import DataSpec, JobSpec
+from normcore.spec import JobSpec
 
 
 def find(spec: DataSpec, folders: DataFolders | None = None) -> None:

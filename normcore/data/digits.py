@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from normcore.data.arrays import Arrays, cached
 from normcore.data.folders import DataFolders, DatasetNotFound
-from normcore.spec import DigitsSpec
+from normcore.menu.datasets import DigitsSpec
 
 
 class Digits:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from normcore.norms.norm import Norm
+from normcore.refusal import Refusal
+
 Part = Callable[[int], nn.Module]
 """Makes a norm or a noise for a number of channels."""
 
@@ -32,12 +35,16 @@ def block(linear: tuple[str, nn.Module], num_features: int, site: Site) -> nn.Se
     """A linear map with its site: norm, noise, activation ("before") or activation, norm, noise ("after").
 
     The parts have the same names wherever they stand, so that arms which differ in norm, noise or placement share the
-    names, and with them the initial values, of everything else.
+    names, and with them the initial values, of everything else. A norm that holds its own non-linearity stands for norm
+    and activation both: a relu gives way to it.
 
     Args:
         linear: Name and module of the map.
         num_features: Channels that the map gives.
         site: What stands after the map.
+
+    Raises:
+        Refusal: The norm holds its own non-linearity, and the activation is not relu or stands before the norm.
 
     Example:
         >>> from normcore.noise.none import NoNoise
@@ -46,7 +53,21 @@ def block(linear: tuple[str, nn.Module], num_features: int, site: Site) -> nn.Se
         >>> [name for name, _ in block(("linear", nn.Linear(2, 3)), 3, site).named_children()]
         ['linear', 'activation', 'norm', 'noise']
     """
-    norm, noise = ("norm", site.norm(num_features)), ("noise", site.noise(num_features))
+    made = site.norm(num_features)
+    norm, noise = ("norm", made), ("noise", site.noise(num_features))
     activation = ("activation", ACTIVATIONS[site.activation]())
+    if isinstance(made, Norm) and made.activates:
+        _check_relu_before(made, site)
+        activation = ("activation", nn.Identity())
     parts = [linear, norm, noise, activation] if site.norm_placement == "before" else [linear, activation, norm, noise]
     return nn.Sequential(OrderedDict(parts))
+
+
+def _check_relu_before(norm: Norm, site: Site) -> None:
+    if site.activation != "relu" or site.norm_placement != "before":
+        raise Refusal(
+            "norm-activates",
+            f"{type(norm).__name__} holds its own non-linearity and takes the place of a relu that follows it, got "
+            f"activation {site.activation} with norm_placement {site.norm_placement}; take relu and before, or a norm "
+            f"without a non-linearity",
+        )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from normcore.norms.claims import Claims
 from normcore.norms.norm import Norm, at_least_float32, check_channels, scale_and_shift
 from normcore.refusal import Refusal
 
@@ -34,6 +35,8 @@ class BatchNorm(Norm):
         >>> bool(y.mean((0, 2, 3)).abs().max() < 1e-5)
         True
     """
+
+    claims = Claims(statistics="batch", shift_invariant="channel", theorem_4_1=True, running_variance="unbiased")
 
     running_mean: Tensor
     running_var: Tensor

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from normcore.norms.claims import Claims
 from normcore.norms.norm import Norm, at_least_float32, check_channels, pixels_of, scale_and_shift
 from normcore.refusal import Refusal
 
@@ -34,6 +35,8 @@ class GroupNorm(Norm):
         >>> bool(y[0, :2].mean().abs() < 1e-5)
         True
     """
+
+    claims = Claims(statistics="sample", shift_invariant="sample")
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from normcore.norms.claims import Claims
 from normcore.norms.norm import Norm, at_least_float32, check_channels, pixels_of, scale_and_shift
 from normcore.refusal import Refusal
 
@@ -30,6 +31,8 @@ class InstanceNorm(Norm):
         >>> bool(y[0, 0].mean().abs() < 1e-5)
         True
     """
+
+    claims = Claims(statistics="sample", shift_invariant="channel")
 
     def __init__(
         self,

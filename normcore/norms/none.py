@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from normcore.norms.claims import Claims
 from normcore.norms.norm import Norm, check_channels
 
 
@@ -16,6 +17,8 @@ class NoNorm(Norm):
         >>> NoNorm(3)(x) is x
         True
     """
+
+    claims = Claims(statistics="none", scale_invariant=False, eps="none", variance="none")
 
     def __init__(
         self,

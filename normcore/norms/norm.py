@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from normcore.norms.claims import Claims
 from normcore.refusal import Refusal
 
 
@@ -17,6 +18,10 @@ class Norm(nn.Module):
 
     num_features: int
     """C, the channels."""
+    claims: Claims
+    """What it promises, and `normcore.certify` tries: of the class, or of the instance where knobs decide."""
+    activates: bool = False
+    """Whether the layer holds its own non-linearity and stands for norm and activation both."""
 
 
 def check_channels(x: Tensor, num_features: int) -> None:

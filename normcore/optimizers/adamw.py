@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from normcore.menu.optimizers import AdamWSpec
 from normcore.optimizers.parameter_groups import parameter_groups
-from normcore.spec import AdamWSpec
 
 
 def build(spec: AdamWSpec, model: nn.Module) -> torch.optim.AdamW:

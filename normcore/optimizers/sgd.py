@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from normcore.menu.optimizers import SgdSpec
 from normcore.optimizers.parameter_groups import parameter_groups
-from normcore.spec import SgdSpec
 
 
 def build(spec: SgdSpec, model: nn.Module) -> torch.optim.SGD:

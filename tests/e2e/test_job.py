@@ -123,9 +123,11 @@ def curves(client: Client, job_id: str) -> dict[tuple[str, int], float]:
 
 
 def finished_run(laboratory: Laboratory, job: JobView) -> dict[str, Any]:
-    """The job's run, once MLflow shows its end."""
-    assert job.links.mlflow is not None
-    run_id = job.links.mlflow.split("/runs/")[1].partition("?")[0]
+    """The job's run, once MLflow shows its end; the book may know the end before it knows the run."""
+    eventually(lambda: laboratory.client.job(job.id).links.mlflow is not None)
+    link = laboratory.client.job(job.id).links.mlflow
+    assert link is not None
+    run_id = link.split("/runs/")[1].partition("?")[0]
 
     def run() -> Any:
         return mlflow(laboratory, "runs/get", run_id=run_id)["run"]

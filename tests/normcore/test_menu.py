@@ -9,10 +9,11 @@ from torch.nn import functional
 
 from normcore.build import build_model
 from normcore.data.folders import DataFolders
+from normcore.menu.spec import Spec
 from normcore.noise.noise import Noise, start_step
 from normcore.norms.norm import Norm
 from normcore.preview import preview
-from normcore.spec import MENU, JobSpec, Spec, kind_of
+from normcore.spec import MENU, JobSpec, kind_of
 
 SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": [6, 4]},

@@ -7,8 +7,9 @@ import torch
 from normcore.build import build_model
 from normcore.cost import flops_per_step, memory_mib
 from normcore.data.folders import DataFolders
+from normcore.menu.spec import MAX_PARAMETERS
 from normcore.preview import POINTERS, preview
-from normcore.spec import MAX_PARAMETERS, JobSpec
+from normcore.spec import JobSpec
 
 VGG = {"kind": "vgg", "width": 0.25}
 MLP = {"kind": "mlp", "hidden": [64, 32]}

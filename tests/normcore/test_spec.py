@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from normcore.spec import MAX_STEPS, MENU, BatchNormSpec, JobSpec, Spec, kind_of, kinds_with
+from normcore.menu.norms import BatchNormSpec
+from normcore.menu.spec import MAX_STEPS, Spec
+from normcore.spec import MENU, JobSpec, kind_of, kinds_with
 
 PARTS = [pytest.param(family, part, id=f"{family}-{kind_of(part)}") for family, parts in MENU.items() for part in parts]
 LEAST: dict[str, Any] = {"model": {"kind": "mlp"}, "data": {"kind": "digits"}}

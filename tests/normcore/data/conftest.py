@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from normcore.spec import Cifar10Spec
+from normcore.menu.datasets import Cifar10Spec
 
 Images = dict[str, NDArray[np.uint8]]
 

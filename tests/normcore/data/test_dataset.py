@@ -5,8 +5,9 @@ import torch
 from normcore.data.arrays import Arrays
 from normcore.data.dataset import Resident, find, load, mean_and_std
 from normcore.data.folders import DataFolders, DatasetNotFound
+from normcore.menu.datasets import Cifar10Spec, DigitsSpec
 from normcore.refusal import Refusal
-from normcore.spec import Cifar10Spec, DigitsSpec, JobSpec
+from normcore.spec import JobSpec
 
 N, M, SHAPE = 23, 7, (3, 6, 5)
 RNG = np.random.default_rng(0)

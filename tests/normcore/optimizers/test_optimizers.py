@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from normcore.menu.optimizers import AdamWSpec, SgdSpec
 from normcore.norms.batch import BatchNorm
 from normcore.norms.group import GroupNorm
-from normcore.spec import MENU, AdamWSpec, SgdSpec
+from normcore.spec import MENU
 
 OPTIMIZERS = pytest.mark.parametrize("kind", MENU["optimizer"], ids=lambda kind: kind.__name__)
 

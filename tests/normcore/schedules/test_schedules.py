@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, SequentialLR
 
+from normcore.menu.schedules import ConstantScheduleSpec, CosineScheduleSpec, StepScheduleSpec
 from normcore.schedules.schedule import Schedule
-from normcore.spec import MENU, ConstantScheduleSpec, CosineScheduleSpec, StepScheduleSpec
+from normcore.spec import MENU
 
 NUM_STEPS = 60
 
