@@ -65,7 +65,7 @@ def measure(learner: Learner, rounds: int, points: int) -> None:
         first, last = 1 + turn * (points + 1), (turn + 1) * (points + 1)
         for number in range(first, last):
             train_step(learner, number)
-        loss = learner.replay(last)
+        loss = learner.replay(last)()
         learner.backward(loss)
         ours: list[float] = []
         theirs: list[float] = []
@@ -112,7 +112,7 @@ def plain_steps(learner: Learner, number: int, count: int) -> None:
 
 def read_in_place(probe: LandscapeProbe, learner: Learner, number: int, losses: list[float]) -> None:
     """A reading as the training loop takes it."""
-    reading = probe.read(number, learner.model, partial(learner.replay, number), LR)
+    reading = probe.read(number, learner.model, learner.replay(number), LR)
     losses.extend(reading.arrays["loss"])
 
 
@@ -128,7 +128,7 @@ def read_by_copies(learner: Learner, number: int, points: int, losses: list[floa
             for parameter, g in zip(learner.model.parameters(), gradient, strict=True):
                 parameter.sub_(step_size * g)
         learner.model.zero_grad()
-        loss = learner.replay(number)
+        loss = learner.replay(number)()
         loss.backward()  # type: ignore[no-untyped-call]
         there = gradients(learner.model)
         change = torch.cat([(a - b).flatten() for a, b in zip(there, gradient, strict=True)]).norm().item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -56,15 +57,18 @@ class Learner:
 
         The same step gives the same loss as long as the parameters are the same.
         """
+        return self._forward(step, *self.data.batch(step - 1))
+
+    def replay(self, step: int) -> Callable[[], Tensor]:
+        """What computes the loss of `forward` as often as it is called, from a batch that is fetched once."""
         x, labels = self.data.batch(step - 1)
+        return lambda: self._forward(step, x, labels)[0]
+
+    def _forward(self, step: int, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self._noisy:
             start_step(self.model, self._seed, step - 1)
         logits = self.infer(x)
         return functional.cross_entropy(logits, labels), logits, labels
-
-    def replay(self, step: int) -> Tensor:
-        """The loss of `forward` alone."""
-        return self.forward(step)[0]
 
     def backward(self, loss: Tensor) -> None:
         """Leave the gradients of a loss in the parameters' `.grad`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from functools import partial
 from importlib.util import find_spec
 from math import isfinite, nan
 
@@ -109,7 +108,8 @@ def _train(
         seen: list[Reading] = []
         if due := [probe for probe in probes if step % probe.every == 0]:
             with curves.paused():
-                seen = [probe.read(step, model, partial(learner.replay, step), lr) for probe in due]
+                replay = learner.replay(step)
+                seen = [probe.read(step, model, replay, lr) for probe in due]
         learner.update(loss, lr)
         curves.remember(step, lr, loss, logits, labels)
 
@@ -126,7 +126,7 @@ def _train(
         if window.bad_loss is not None:
             bad = window.step + 1
             yield from _figures(probes, readings)
-            yield Diverged(bad, window.bad_loss, first_nonfinite_layer(model, partial(learner.replay, bad)))
+            yield Diverged(bad, window.bad_loss, first_nonfinite_layer(model, learner.replay(bad)))
             return
         for reading in seen:
             readings.append(reading)
@@ -135,7 +135,7 @@ def _train(
         test_loss = (yield from _evaluations(learner, step, last=last)) if evaluating else nan
         if (last and not isfinite(test_loss)) or ((saving or stopping) and not learner.finite()):
             yield from _figures(probes, readings)
-            yield Diverged(step, test_loss, first_nonfinite_layer(model, partial(learner.replay, step)))
+            yield Diverged(step, test_loss, first_nonfinite_layer(model, learner.replay(step)))
             return
         if saving or stopping:
             yield Checkpoint(step, take(spec, step, model, optimizer, readings), last)

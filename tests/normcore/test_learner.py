@@ -24,7 +24,7 @@ def test_a_step_seen_again_is_the_same_step(folders):
     assert torch.equal(loss, again[0])
     assert torch.equal(logits, again[1])
     assert torch.equal(labels, again[2])
-    assert torch.equal(learner.replay(5), loss)
+    assert torch.equal(learner.replay(5)(), loss)
     assert not torch.equal(other[0], loss)
 
 
@@ -34,11 +34,11 @@ def gradient(learner):
 
 def test_gradients_of_a_second_loss_do_not_add_to_those_of_the_first(folders):
     learner = learner_of(folders)
-    learner.backward(learner.replay(1))
+    learner.backward(learner.replay(1)())
     first = gradient(learner)
-    learner.backward(learner.replay(2))
+    learner.backward(learner.replay(2)())
     assert not torch.equal(gradient(learner), first)
-    learner.backward(learner.replay(1))
+    learner.backward(learner.replay(1)())
     assert torch.equal(gradient(learner), first)
 
 
