@@ -17,7 +17,7 @@ from normcore.menu.noises import NoiseSpec, NoNoiseSpec
 from normcore.menu.norms import BatchNormSpec, NormSpec
 from normcore.menu.optimizers import OptimizerSpec, SgdSpec
 from normcore.menu.probes import LandscapeProbeSpec, ProbeSpec
-from normcore.menu.schedules import ConstantScheduleSpec, ScheduleSpec
+from normcore.menu.schedules import ConstantScheduleSpec, ScheduleSpec, StepScheduleSpec
 from normcore.menu.spec import MAX_STEPS, Spec
 from normcore.menu.weights import NoWeightSpec, WeightSpec
 
@@ -82,7 +82,22 @@ class JobSpec(Spec):
         kinds = [probe.kind for probe in self.probes]
         if len(kinds) != len(set(kinds)):
             raise ValueError(f"each kind of probe may stand once, got {kinds}; merge the probes of one kind")
+        self._check_that_nothing_comes_too_late()
         return self
+
+    def _check_that_nothing_comes_too_late(self) -> None:
+        """What would come after the last step would never come, and the job would say it did something it did not."""
+        late = [
+            (f"probe {probe.kind} reads every {probe.every:,} steps", probe.every, "lower every")
+            for probe in self.probes
+        ]
+        late.append((f"warmup_steps is {self.schedule.warmup_steps:,}", self.schedule.warmup_steps, "lower it"))
+        if isinstance(self.schedule, StepScheduleSpec):
+            last = self.schedule.milestones[-1]
+            late.append((f"the last of the milestones is {last:,}", last, "set milestones within the job"))
+        for what, step, remedy in late:
+            if step > self.num_steps:
+                raise ValueError(f"{what}, and the job has {self.num_steps:,} steps; {remedy}, or raise steps")
 
     @property
     def num_steps(self) -> int:

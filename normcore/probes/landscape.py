@@ -33,7 +33,8 @@ class LandscapeProbe:
     where the update lands; under momentum or Adam it is not, and the direction is still the gradient's.
 
     A point whose loss or gradient is not finite is left out of the scalars, and `nonfinite_points` counts such points
-    where there are any; a scalar that has no finite value is not given. The arrays keep every point.
+    where there are any; a scalar that has no finite value is not given, nor any at an lr of zero. The arrays keep
+    every point.
 
     Costs one forward and one backward pass per point, less than a training step, and a copy of the parameters. Losses
     and gradients have the precision of the training: under bfloat16 small step sizes drown in rounding.
@@ -111,6 +112,9 @@ def _norm(tensors: list[Tensor]) -> Tensor:
 
 
 def _scalars(arrays: Mapping[str, tuple[float, ...]], norm: float, lr: float) -> dict[str, float]:
+    if lr == 0:
+        # Nothing moved, as at the end of a cosine: bands of no width would say that the loss is perfectly smooth.
+        return {}
     finite = [point for point in zip(*arrays.values(), strict=True) if all(isfinite(value) for value in point)]
     scalars: dict[str, float] = {}
     if finite:
@@ -121,7 +125,7 @@ def _scalars(arrays: Mapping[str, tuple[float, ...]], norm: float, lr: float) ->
             "gradient_change_min": min(changes),
             "gradient_change_max": max(changes),
         }
-    # Where the lr or the gradient is zero nothing moves, and there is no smoothness to speak of.
+    # Where the gradient is zero nothing moves, and there is no smoothness to speak of.
     betas = [change / (step_size * norm) for step_size, _, change in finite if step_size * norm > 0]
     if betas:
         scalars |= {"effective_beta": max(betas), "effective_beta_times_lr": max(betas) * lr}

@@ -59,7 +59,8 @@ def test_the_menu_never_meets_torch() -> None:
 
 
 def test_kinds_with_names_the_owners_of_a_knob() -> None:
-    assert kinds_with("norm", "eps") == ["batch", "group", "layer", "instance"]
+    assert kinds_with("model", "hidden") == ["mlp"]
+    assert kinds_with("optimizer", "lr") == ["sgd", "adamw"]
 
 
 @pytest.mark.parametrize(
@@ -97,3 +98,28 @@ def test_epochs_are_whole_batches() -> None:
 def test_a_name_tells_the_arms_apart() -> None:
     noisy = job(noise={"kind": "santurkar"}, optimizer={"kind": "adamw", "lr": 0.003}, seed=7, batch_size=2)
     assert noisy.name == "mlp128x128 batch+noise bs2 lr0.003 seed7"
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        (
+            {"probes": [{"kind": "landscape", "every": 101}]},
+            "probe landscape reads every 101 steps, and the job has 100 steps; lower every, or raise steps",
+        ),
+        (
+            {"schedule": {"kind": "cosine", "warmup_steps": 101}},
+            "warmup_steps is 101, and the job has 100 steps; lower it, or raise steps",
+        ),
+        (
+            {"schedule": {"kind": "step", "milestones": [50, 101]}},
+            "the last of the milestones is 101, and the job has 100 steps; set milestones within the job, or raise",
+        ),
+    ],
+    ids=["probe", "warm-up", "milestone"],
+)
+def test_what_would_come_after_the_last_step_is_refused(parts, sentence):
+    plain = {"model": {"kind": "mlp"}, "data": {"kind": "digits"}}
+    with pytest.raises(ValidationError, match=sentence):
+        JobSpec.model_validate(plain | {"steps": 100} | parts)
+    JobSpec.model_validate(plain | {"steps": 101} | parts)

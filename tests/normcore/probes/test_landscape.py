@@ -209,11 +209,12 @@ def test_a_gradient_that_is_not_finite_gives_no_scalars_but_the_count():
     assert reading.scalars == {"nonfinite_points": 8.0}
 
 
-def test_an_lr_of_zero_has_no_beta():
+def test_an_lr_of_zero_gives_no_scalars_since_nothing_moved():
     _, model = quadratic()
-    scalars = read(model, model, lr=0.0).scalars
-    assert scalars.keys() == {"loss_min", "loss_max", "gradient_change_min", "gradient_change_max"}
-    assert scalars["gradient_change_max"] == 0.0
+    reading = read(model, model, lr=0.0)
+    assert reading.scalars == {}
+    assert set(reading.arrays["gradient_change"]) == {0.0}
+    assert png_size(LandscapeProbe(every=1, low=0.5, high=4.0, points=8).figure([reading]))
 
 
 def test_an_error_in_the_replay_still_restores_the_model():
