@@ -22,8 +22,12 @@ class BatchNormSpec(Spec):
     kind: Literal["batch"] = "batch"
     eps: Eps = 1e-5
     """Added to the variance, inside the root."""
-    momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    momentum: Momentum = 0.1
     """Weight of the newest batch in the running statistics."""
+    estimator: Literal["ema", "paper", "population"] = "ema"
+    """Statistics that evaluation uses: ema, running averages; paper, the mean of the batches' means and unbiased
+    variances; population, mean and variance of all values together. The last two are gathered anew, over training
+    batches, before each evaluation and checkpoint."""
     affine: bool = True
     """Learn a scale (gamma) and a shift (beta) per channel."""
     target: ClassVar[str] = "normcore.norms.batch:BatchNorm"
@@ -306,4 +310,4 @@ class DynamicTanhSpec(Spec):
     target: ClassVar[str] = "normcore.norms.dyt:DynamicTanh"
 
 
-NormSpec = NoNormSpec | BatchNormSpec | GroupNormSpec | LayerNormSpec | InstanceNormSpec
+NormSpec = NoNormSpec | BatchNormSpec | GroupNormSpec | LayerNormSpec | InstanceNormSpec | FilterResponseNormSpec

@@ -30,7 +30,7 @@ class Spec(BaseModel):
     Example:
         >>> from normcore.menu.norms import BatchNormSpec
         >>> BatchNormSpec(eps=1e-3).model_dump()
-        {'kind': 'batch', 'eps': 0.001, 'momentum': 0.1, 'affine': True}
+        {'kind': 'batch', 'eps': 0.001, 'momentum': 0.1, 'estimator': 'ema', 'affine': True}
     """
 
     model_config = ConfigDict(

@@ -72,3 +72,108 @@ def test_a_batch_of_one_is_refused_in_training_also_on_maps(shape):
     assert refused.value.code == "batch-of-one"
     assert norm.num_batches_tracked == before
     assert norm.eval()(x).shape == shape
+
+
+def twin_of_estimates(batches: list[torch.Tensor], momentum: float) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Every estimate as its definition says it, value by value."""
+    values = [x.transpose(0, 1).flatten(1) for x in batches]
+    means = [v.sum(1) / v.shape[1] for v in values]
+    unbiased = [((v - m[:, None]) ** 2).sum(1) / (v.shape[1] - 1) for v, m in zip(values, means, strict=True)]
+    mean, var = torch.zeros_like(means[0]), torch.ones_like(means[0])
+    for m, v in zip(means, unbiased, strict=True):
+        mean, var = (1 - momentum) * mean + momentum * m, (1 - momentum) * var + momentum * v
+    together = torch.cat(values, 1)
+    center = together.sum(1) / together.shape[1]
+    return {
+        "ema": (mean, var),
+        "paper": (sum(means) / len(batches), sum(unbiased) / len(batches)),
+        "population": (center, ((together - center[:, None]) ** 2).sum(1) / together.shape[1]),
+    }
+
+
+@pytest.mark.parametrize("estimator", ["ema", "paper", "population"])
+@pytest.mark.parametrize("sizes", [(5,), (4, 4, 4), (2, 16, 3, 7)], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_each_estimate_is_its_definition_also_for_batches_of_different_sizes(estimator, sizes, masked):
+    batches = [step + (1 + step) * randn(size, 3, 2, 2, seed=step) for step, size in enumerate(sizes)]
+    norm = BatchNorm(3, momentum=0.3, estimator=estimator, dtype=torch.float64)
+    for x in batches:
+        norm(x, mask=torch.ones(len(x), 2, 2, dtype=torch.bool) if masked else None)
+    mean, var = twin_of_estimates(batches, 0.3)[estimator]
+    torch.testing.assert_close(norm.running_mean, mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(norm.running_var, var, rtol=1e-12, atol=1e-12)
+    assert norm.num_batches_tracked == len(sizes)
+    x = randn(4, 3, 2, 2, seed=9)
+    expected = (x - mean.view(3, 1, 1)) / (var.view(3, 1, 1) + norm.eps).sqrt()
+    torch.testing.assert_close(norm.eval()(x), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_paper_is_torch_with_a_cumulative_average():
+    ours, theirs = BatchNorm(4, estimator="paper", dtype=torch.float64), nn.BatchNorm2d(4, momentum=None).double()
+    for step in range(4):
+        x = step + randn(3 + step, 4, 2, 2, seed=step)
+        torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()))
+
+
+@pytest.mark.parametrize("estimator", ["ema", "paper", "population"])
+def test_after_a_reset_only_new_batches_count_and_state_dicts_are_torchs(estimator):
+    used, fresh = (BatchNorm(4, estimator=estimator, dtype=torch.float64) for _ in range(2))
+    used(9 + randn(7, 4, 2, 2))
+    used.reset_statistics()
+    for step in (1, 2):
+        x = randn(2 + step, 4, 2, 2, seed=step)
+        assert torch.equal(used(x), fresh(x))
+    assert used.state_dict().keys() == nn.BatchNorm2d(4).state_dict().keys()
+    for name, value in used.state_dict().items():
+        assert torch.equal(value, fresh.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("estimator", ["ema", "paper", "population"])
+def test_a_state_that_was_loaded_goes_on_as_if_it_had_never_been_saved(estimator):
+    whole, other = (BatchNorm(4, estimator=estimator, dtype=torch.float64) for _ in range(2))
+    other(randn(99, 4, 2, 2))
+    for step in range(3):
+        whole(step + randn(6, 4, 2, 2, seed=step))
+    other.load_state_dict(nn.BatchNorm2d(4).double().state_dict())
+    other.load_state_dict(whole.state_dict())
+    last = randn(6, 4, 2, 2, seed=5)
+    for norm in (whole, other):
+        norm(last)
+    torch.testing.assert_close(other.running_var, whole.running_var, rtol=1e-14, atol=0)
+    torch.testing.assert_close(other.running_mean, whole.running_mean, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("estimator", ["ema", "paper", "population"])
+def test_a_mask_leaves_the_real_tokens_as_if_they_stood_alone(estimator):
+    x, norm = 3 + randn(4, 3, 5), BatchNorm(3, estimator=estimator, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    alone = BatchNorm(3, estimator=estimator, dtype=torch.float64)
+    x = torch.where(mask[:, None], x, torch.nan).requires_grad_()
+    real = x.detach().transpose(0, 1)[:, mask].T.requires_grad_()
+    y, expected = norm(x, mask), alone(real)
+    torch.testing.assert_close(y.transpose(0, 1)[:, mask].T, expected)
+    assert (y[~mask[:, None].expand_as(y)] == 0).all()
+    torch.testing.assert_close(dict(norm.state_dict()), dict(alone.state_dict()))
+    g = randn(4, 3, 5, seed=3)
+    y.backward(g)
+    expected.backward(g.transpose(0, 1)[:, mask].T)
+    torch.testing.assert_close(x.grad.transpose(0, 1)[:, mask].T, real.grad)
+    assert (x.grad[~mask[:, None].expand_as(y)] == 0).all()
+    torch.testing.assert_close(norm.weight.grad, alone.weight.grad)
+    z = norm.eval()(x.detach(), mask)
+    torch.testing.assert_close(z.transpose(0, 1)[:, mask].T, alone.eval()(real.detach()))
+
+
+@pytest.mark.parametrize("estimator", ["ema", "paper", "population"])
+def test_a_batch_without_a_real_token_gives_zeros_and_moves_no_statistic(estimator):
+    norm, mask = BatchNorm(3, estimator=estimator), torch.zeros(4, 5, dtype=torch.bool)
+    norm(2 + torch.randn(4, 3, 5))
+    mean, var = norm.running_mean.clone(), norm.running_var.clone()
+    x = torch.full((4, 3, 5), torch.nan, requires_grad=True)
+    y = norm(x, mask)
+    y.sum().backward()
+    assert (y == 0).all()
+    assert (x.grad == 0).all()
+    assert torch.equal(norm.running_mean, mean)
+    assert torch.equal(norm.running_var, var)
