@@ -14,10 +14,11 @@ PARAMETER_DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float6
 
 
 def build_model(spec: JobSpec, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
-    """The model of a job with its norms, its noise and its initial weights, in training mode.
+    """The model of a job with its norms, its noise, its weight method and its initial weights, in training mode.
 
     Two specs that differ in norm, noise or anything else that leaves the linear layers alone get the same initial
-    weights, bit for bit, and the global generators are left alone.
+    weights, bit for bit, and the global generators are left alone. A weight method is put on weights that were drawn
+    without it, so what it learns from starts at the values of the other arms.
 
     Args:
         spec: The job.
@@ -25,7 +26,8 @@ def build_model(spec: JobSpec, *, device: torch.device | str = "cpu", dtype: tor
         dtype: Of the parameters; the one of the spec's precision when not given.
 
     Raises:
-        Refusal: A norm cannot be built for the channels of its layer, or the image is too small for the model.
+        Refusal: A norm cannot be built for the channels of its layer, the weight method cannot work on a layer, or the
+            image is too small for the model.
 
     Example:
         >>> spec = JobSpec.model_validate({"model": {"kind": "mlp"}, "data": {"kind": "digits", "size": 8}})
@@ -43,4 +45,5 @@ def build_model(spec: JobSpec, *, device: torch.device | str = "cpu", dtype: tor
         dtype=dtype,
         **spec.model.knobs(),
     )
+    spec.weight.part()(model, **spec.weight.knobs())
     return model

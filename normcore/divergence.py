@@ -13,7 +13,8 @@ from torch import Tensor, nn
 def first_nonfinite_layer(model: nn.Module, replay: Callable[[], object]) -> str | None:
     """The path of the first layer, in the order of the forward pass, whose parameters or output are not finite.
 
-    Layers are the modules without children. None where all are finite, as when only the loss overflows.
+    Layers are the modules without children; a weight method is part of the layer it stands on. None where all are
+    finite, as when only the loss overflows.
 
     Args:
         model: The model, as it was before the update that would have spread the damage to every parameter.
@@ -29,7 +30,7 @@ def first_nonfinite_layer(model: nn.Module, replay: Callable[[], object]) -> str
     handles = [
         module.register_forward_hook(partial(_look, found, path))
         for path, module in model.named_modules()
-        if next(module.children(), None) is None
+        if _is_layer(path, module)
     ]
     try:
         with torch.no_grad():
@@ -38,6 +39,11 @@ def first_nonfinite_layer(model: nn.Module, replay: Callable[[], object]) -> str
         for handle in handles:
             handle.remove()
     return found[0] if found else None
+
+
+def _is_layer(path: str, module: nn.Module) -> bool:
+    own = "parametrizations"
+    return own not in path.split(".") and all(name == own for name, _ in module.named_children())
 
 
 def _look(found: list[str], path: str, module: nn.Module, _inputs: Any, output: Tensor) -> None:

@@ -14,6 +14,8 @@ from normcore.data.dataset import load
 from normcore.data.folders import DataFolders
 from normcore.noise.noise import Noise, start_step
 from normcore.spec import JobSpec
+from normcore.weights.spectral import spectral_norms
+from normcore.weights.weight_norm import initialize_from_data, wants_data
 
 
 class Learner:
@@ -39,12 +41,21 @@ class Learner:
         self.model = build_model(spec, device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer: torch.optim.Optimizer = spec.optimizer.part()(spec.optimizer, self.model)
         self._seed, self._parameters = spec.seed, list(self.model.parameters())
+        self._spectral_norms = spectral_norms(self.model)
         self._noisy = any(isinstance(module, Noise) and module.draws for module in self.model.modules())
         self._bfloat16 = spec.precision == "bfloat16"
         self._precision = torch.autocast(device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
         # Fused optimizers make no update while `found_inf` is 1.
         self._diverged, self._one = (f((), dtype=torch.float32, device=device) for f in (torch.zeros, torch.ones))
         self.optimizer.found_inf = self._diverged
+
+    def begin(self) -> None:
+        """Let the first batch choose those initial values that are to be chosen by data.
+
+        Only at the start of a training, not where one is resumed.
+        """
+        if wants_data(self.model):
+            initialize_from_data(self.model, self.replay(1))
 
     def infer(self, x: Tensor) -> Tensor:
         """The model's logits for images, `(N, num_classes)` in float32 or better."""
@@ -88,7 +99,9 @@ class Learner:
         so when the host sees such a loss some steps later, the model is still as that loss found it.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_multiple"]
         # What gradient scalers use: sets the flag where a value is not finite, and multiplies the values by one.
         torch._amp_foreach_non_finite_check_and_unscale_([loss.detach()], self._diverged, self._one)
         self.optimizer.step()
+        for spectral_norm, weight in self._spectral_norms:
+            spectral_norm.advance(weight, unless=self._diverged)

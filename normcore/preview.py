@@ -18,6 +18,7 @@ from normcore.menu.datasets import DigitsSpec
 from normcore.menu.noises import NoNoiseSpec
 from normcore.menu.norms import NoNormSpec
 from normcore.menu.spec import MAX_PARAMETERS
+from normcore.menu.weights import NoWeightSpec
 from normcore.norms.none import NoNorm
 from normcore.refusal import Refusal
 from normcore.spec import JobSpec
@@ -26,6 +27,7 @@ POINTERS = {
     "batch-larger-than-data": "/batch_size",
     "batch-of-one": "/batch_size",
     "dataset-not-found": "/data/kind",
+    "fan-in-of-one": "/weight/kind",
     "groups-do-not-divide": "/norm/num_groups",
     "image-too-small": "/data/size",
     "one-pixel-map": "/norm/kind",
@@ -54,7 +56,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a job would be; where its norm cannot be built, what the model without norm and noise would be."""
+    """What a job would be; where it cannot be built, what its model without norm, weight method and noise would be."""
 
     num_parameters: int
     """Learned numbers; 0 where the model cannot be built at all."""
@@ -93,7 +95,7 @@ def preview(spec: JobSpec, folders: DataFolders | None = None) -> Preview:
     _attempt(reasons, None, partial(find, spec.data, folders))
     _attempt(reasons, None, partial(check_batch_size, spec.batch_size, spec.data.num_train))
 
-    plain = spec.model_copy(update={"norm": NoNormSpec(), "noise": NoNoiseSpec()})
+    plain = spec.model_copy(update={"norm": NoNormSpec(), "weight": NoWeightSpec(), "noise": NoNoiseSpec()})
     model = _attempt(reasons, None, partial(build_model, plain, device="meta"))
     # A norm that cannot stand in this model is named even if the model cannot stand on this image.
     on_any_image = plain.model_copy(update={"data": DigitsSpec()}) if model is None else plain
@@ -101,13 +103,17 @@ def preview(spec: JobSpec, folders: DataFolders | None = None) -> Preview:
     for shape, layer in _norm_inputs(on_any_image).items():
         norms_fit &= _attempt(reasons, layer, partial(_normalize, spec, shape)) is not None
 
+    if spec.weight.kind != "none":
+        weighed = on_any_image.model_copy(update={"weight": spec.weight})
+        _attempt(reasons, None, partial(build_model, weighed, device="meta"))
+
     if model is None:
         return Preview(0, 0, 0.0, spec.num_steps, spec.steps_per_epoch, tuple(reasons))
-    buildable = spec if norms_fit else plain
-    normed = _attempt(reasons, None, partial(build_model, buildable, device="meta")) or model
-    _attempt(reasons, _largest_layer(normed), partial(_check_size, normed))
+    whole = _attempt(reasons, None, partial(build_model, spec, device="meta")) if norms_fit else None
+    buildable, built = (plain, model) if whole is None else (spec, whole)
+    _attempt(reasons, _largest_layer(built), partial(_check_size, built))
     return Preview(
-        num_parameters=_num_parameters(normed),
+        num_parameters=_num_parameters(built),
         flops_per_step=flops_per_step(model, (spec.batch_size, *spec.data.shape)),
         memory_mib=round(memory_mib(buildable), 1),
         num_steps=spec.num_steps,
@@ -122,7 +128,7 @@ def _attempt(reasons: list[Reason], layer: str | None, build: Callable[[], T]) -
         return build()
     except Refusal as refusal:
         if str(refusal) not in {reason.detail for reason in reasons}:
-            reasons.append(Reason(refusal.code, POINTERS.get(refusal.code, ""), layer, str(refusal)))
+            reasons.append(Reason(refusal.code, POINTERS.get(refusal.code, ""), refusal.layer or layer, str(refusal)))
         return None
 
 
@@ -161,4 +167,5 @@ def _num_parameters(model: nn.Module) -> int:
 
 
 def _largest_layer(model: nn.Module) -> str:
-    return max(model.named_parameters(), key=lambda named: named[1].numel())[0].rpartition(".")[0]
+    holder = max(model.named_parameters(), key=lambda named: named[1].numel())[0].rpartition(".")[0]
+    return holder.removesuffix(".parametrizations.weight")

@@ -6,7 +6,8 @@ from __future__ import annotations
 class Refusal(ValueError):
     """A part that does not fit what it is given: the invariant, both values and the remedy in one sentence.
 
-    `code` is a stable word in kebab case, so that programs need not read the sentence.
+    `code` is a stable word in kebab case, so that programs need not read the sentence; `layer` is the module path of
+    the layer that it concerns, where who refuses knows it.
 
     Example:
         >>> try:
@@ -16,6 +17,7 @@ class Refusal(ValueError):
         batch-of-one | batch norm needs a batch of at least 2, got 1; take more
     """
 
-    def __init__(self, code: str, detail: str) -> None:
+    def __init__(self, code: str, detail: str, *, layer: str | None = None) -> None:
         super().__init__(detail)
         self.code = code
+        self.layer = layer

@@ -43,7 +43,7 @@ class JobSpec(Spec):
     model: Annotated[ModelSpec, Field(discriminator="kind")]
     data: Annotated[DataSpec, Field(discriminator="kind")]
     norm: Annotated[NormSpec, Field(discriminator="kind")] = BatchNormSpec()
-    weight: WeightSpec = NoWeightSpec()
+    weight: Annotated[WeightSpec, Field(discriminator="kind")] = NoWeightSpec()
     noise: Annotated[NoiseSpec, Field(discriminator="kind")] = NoNoiseSpec()
     optimizer: Annotated[OptimizerSpec, Field(discriminator="kind")] = SgdSpec()
     schedule: Annotated[ScheduleSpec, Field(discriminator="kind")] = ConstantScheduleSpec()
@@ -113,15 +113,17 @@ class JobSpec(Spec):
 
     @property
     def name(self) -> str:
-        """A name that a person can read: model, norm and noise, batch size, lr, seed."""
+        """A name that a person can read: model, norm, weight method and noise, batch size, lr, seed."""
+        weight = "" if self.weight.kind == "none" else f"+{self.weight.kind}"
         noise = "" if self.noise.kind == "none" else "+noise"
-        return f"{self.model.name} {self.norm.kind}{noise} bs{self.batch_size} lr{self.optimizer.lr:g} seed{self.seed}"
+        arm = f"{self.model.name} {self.norm.kind}{weight}{noise}"
+        return f"{arm} bs{self.batch_size} lr{self.optimizer.lr:g} seed{self.seed}"
 
 
 MENU: dict[str, tuple[type[Spec], ...]] = {
     "model": get_args(ModelSpec),
     "norm": get_args(NormSpec),
-    "weight": (NoWeightSpec,),
+    "weight": get_args(WeightSpec),
     "noise": get_args(NoiseSpec),
     "data": get_args(DataSpec),
     "optimizer": get_args(OptimizerSpec),

@@ -98,7 +98,7 @@ def _train(
     model, optimizer = learner.model, learner.optimizer
     schedule: Schedule = spec.schedule.part()(spec.optimizer.lr, spec.num_steps, **spec.schedule.knobs())
     probes: list[Probe] = [probe.part()(**probe.knobs()) for probe in spec.probes]
-    done, readings = (0, []) if resume is None else (resume.step, restore(resume, spec, model, optimizer))
+    done, readings = _begin(spec, learner, resume)
 
     curves = Curves(spec.record_every, device)
     for step in range(done + 1, spec.num_steps + 1):
@@ -146,6 +146,14 @@ def _train(
 
     yield from _figures(probes, readings)
     yield Finished(spec.num_steps)
+
+
+def _begin(spec: JobSpec, learner: Learner, resume: Snapshot | None) -> tuple[int, list[Reading]]:
+    """Start or go on: the updates done so far, and what was read."""
+    if resume is None:
+        learner.begin()
+        return 0, []
+    return resume.step, restore(resume, spec, learner.model, learner.optimizer)
 
 
 def _evaluations(learner: Learner, step: int, *, last: bool) -> Generator[Metrics, None, float]:

@@ -87,6 +87,7 @@ def note(job: Job) -> str:
     rows = {
         "model": spec.model.name,
         "norm": _part(spec.norm),
+        "weight": _part(spec.weight),
         "noise": _part(spec.noise),
         "data": _part(spec.data),
         "optimizer": _part(spec.optimizer),
@@ -103,8 +104,9 @@ def note(job: Job) -> str:
 def _sentence(job: Job) -> str:
     spec = job.spec
     norm = "without a norm" if spec.norm.kind == "none" else f"with {spec.norm.kind} norm"
+    weight = "" if spec.weight.kind == "none" else f", weights {spec.weight.kind.replace('_', ' ')}"
     noise = "" if spec.noise.kind == "none" else " and noise after it"
-    subject = f"{spec.model.name} {norm}{noise} on {spec.data.kind}"
+    subject = f"{spec.model.name} {norm}{noise}{weight} on {spec.data.kind}"
     accuracy = job.last_metrics.get("test/accuracy")
     result = "" if accuracy is None else f", test accuracy {accuracy:.3f}"
     if job.state is State.SUCCEEDED:

@@ -42,7 +42,7 @@ def test_a_knob_has_its_meaning_and_its_bounds(catalog):
         ({"norm": {"kind": "batch", "num_groups": 4}}, False),
         ({"norm": {"num_groups": 4}}, False),
         ({"norm": {}}, False),
-        ({"weight": {}}, True),
+        ({"weight": {}}, False),
         ({"model": {}}, False),
         ({"steps": 0}, False),
         ({"steps": None}, True),

@@ -77,6 +77,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
             "take a larger batch, or a norm without batch statistics: group, layer or instance"
         ),
     ),
+    "fan-in-of-one": (
+        {"model": {"kind": "mlp", "hidden": [1, 8]}, "weight": {"kind": "standardized"}},
+        "/weight/kind",
+        "blocks.1.linear",
+        (
+            "weight standardization needs more than one weight in an output unit, got a weight of shape (8, 1); "
+            "take wider layers or another weight method"
+        ),
+    ),
     "image-too-small": (
         {"data": {"kind": "digits", "size": 16}},
         "/data/size",
