@@ -30,6 +30,7 @@ POINTERS = {
     "fan-in-of-one": "/weight/kind",
     "groups-do-not-divide": "/norm/num_groups",
     "image-too-small": "/data/size",
+    "norm-activates": "/model/activation",
     "one-pixel-map": "/norm/kind",
     "one-value-group": "/norm/num_groups",
     "one-value-layer": "/norm/kind",

@@ -22,7 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """Knobs that make a part small enough for a test."""
 
-REFUSED = {("mlp", "instance")}
+REFUSED = {("mlp", "instance"), ("mlp", "filter_response")}
 """Models on whose maps a norm can do nothing."""
 
 N = 4

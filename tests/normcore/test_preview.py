@@ -92,6 +92,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
         None,
         "five poolings need an image of at least 32x32 pixels, got 16x16; set data.size to 32, or take the mlp",
     ),
+    "norm-activates": (
+        {"model": VGG | {"activation": "tanh"}, "norm": {"kind": "filter_response"}},
+        "/model/activation",
+        None,
+        (
+            "FilterResponseNorm holds its own non-linearity and takes the place of a relu that follows it, got "
+            "activation tanh with norm_placement before; take relu and before, or a norm without a non-linearity"
+        ),
+    ),
     "batch-larger-than-data": (
         {"batch_size": 1438},
         "/batch_size",

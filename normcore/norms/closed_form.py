@@ -1,0 +1,120 @@
+"""A formula with passes over memory written by hand, and torch's own derivatives beyond the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CACHED = 2**17
+"""Values of a part on a CPU: with what is computed from it, it fits into the second-level cache of one core."""
+
+
+class ClosedForm(torch.autograd.Function):
+    """A function of tensors that is written twice: as a formula, and as fast passes forward and backward.
+
+    `plain` is the formula in differentiable operations. It is what a compiler, an export, `torch.func.vmap`, forward
+    mode and every second derivative are given; the tests hold the fast passes to it, value and gradient. `quick` and
+    `quick_backward` do the same in place and part by part, and keep nothing between them but the inputs: in eager mode
+    on a CPU a norm's time is its passes over memory, and a part of the batch that stays in the cache passes for free.
+
+    The inputs may also be numbers or none, which have no gradient.
+    """
+
+    @staticmethod
+    def plain(*inputs: Any) -> Tensor:
+        """The formula."""
+        raise NotImplementedError
+
+    @staticmethod
+    def quick(*inputs: Any) -> Tensor:
+        """The same value."""
+        raise NotImplementedError
+
+    @staticmethod
+    def quick_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor | None, ...]:
+        """The gradient of every input from the gradient of the output; none for what is no tensor."""
+        raise NotImplementedError
+
+    @classmethod
+    def of(cls, *inputs: Any) -> Tensor:
+        """The value, differentiable in every way."""
+        if torch.compiler.is_compiling():
+            return cls.plain(*inputs)
+        value: Tensor = cls.apply(*inputs)  # type: ignore[no-untyped-call]
+        return value
+
+    @classmethod
+    def forward(cls, *inputs: Any) -> Tensor:
+        """Torch calls it."""
+        return cls.quick(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
+        """Torch calls it."""
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.others = [None if isinstance(value, Tensor) else (value,) for value in inputs]
+
+    @classmethod
+    def backward(cls, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Torch calls it, in grad mode where the gradient will be differentiated in turn."""
+        if not torch.is_grad_enabled() and not _is_mapped(grad):
+            return cls.quick_backward(grad, *_all(ctx, ctx.saved_tensors))
+        gradients = iter(cls._pull(ctx)(grad))
+        return tuple(next(gradients) if other is None else None for other in ctx.others)
+
+    @classmethod
+    def jvp(cls, ctx: Any, *tangents: Tensor | None) -> Tensor:
+        """Torch calls it: the derivative in u of the backward pass of u, which is linear in it."""
+        given = [tangent for tangent, other in zip(tangents, ctx.others, strict=True) if other is None]
+        directions = tuple(
+            torch.zeros_like(tensor) if tangent is None else tangent
+            for tensor, tangent in zip(ctx.saved_tensors, given, strict=True)
+        )
+        push = torch.func.vjp(cls._pull(ctx), torch.zeros_like(ctx.saved_tensors[0]))[1]
+        along: Tensor = push(directions)[0]
+        return along
+
+    @classmethod
+    def _pull(cls, ctx: Any) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        """From a gradient of the formula's value to those of its tensors."""
+        pull: Callable[[Tensor], tuple[Tensor, ...]] = torch.func.vjp(
+            lambda *tensors: cls.plain(*_all(ctx, tensors)), *ctx.saved_tensors
+        )[1]
+        return pull
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        """Torch calls it."""
+        return torch.vmap(cls.plain, in_dims, randomness=info.randomness)(*inputs), 0
+
+
+def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape `(N, ...)` in parts along N that a CPU's cache holds; elsewhere in one part."""
+    first = tensors[0]
+    samples = first.shape[0]
+    if first.device.type == "cpu" and first.numel() > CACHED:
+        samples = max(1, CACHED * first.shape[0] // first.numel())
+    return zip(*(torch.split(tensor, samples) for tensor in tensors), strict=True)
+
+
+def along_channels(x: Tensor, *per_channel: Tensor | None) -> tuple[Any, ...]:
+    """Tensors `(C,)` in x's dtype and with its dimensions, `(1, C, 1, ...)`, to broadcast; none stays none."""
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    return tuple(None if values is None else values.to(x.dtype).view(shape) for values in per_channel)
+
+
+def _is_mapped(grad: Tensor) -> bool:
+    """Whether a backward pass runs under vmap, which cannot write into plain tensors; torch has no public question."""
+    mapped: bool = torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(grad)  # noqa: SLF001
+    return mapped
+
+
+def _all(ctx: Any, tensors: tuple[Tensor, ...]) -> list[Any]:
+    """The inputs in their order: these tensors, and what is none."""
+    rest = iter(tensors)
+    return [next(rest) if other is None else other[0] for other in ctx.others]
