@@ -22,7 +22,14 @@ EXPERIMENT_NOTE = (
 _NOT_IN_A_KEY = re.compile(r"[^\w\-. :/]")
 _RESERVED = ("mlflow.", "normcore.", "attempt.")
 _OURS = {"attempts", "study_id"}
-_SHOWN = ("test/accuracy", "test/loss", "train/accuracy", "train/loss", "landscape/effective_beta_times_lr")
+_SHOWN = (
+    "test/accuracy",
+    "test/accuracy_recomputed",
+    "test/loss",
+    "train/accuracy",
+    "train/loss",
+    "landscape/effective_beta_times_lr",
+)
 
 
 def flat_params(spec: JobSpec) -> dict[str, str]:
@@ -107,8 +114,11 @@ def _sentence(job: Job) -> str:
     weight = "" if spec.weight.kind == "none" else f", weights {spec.weight.kind.replace('_', ' ')}"
     noise = "" if spec.noise.kind == "none" else " and noise after it"
     subject = f"{spec.model.name} {norm}{noise}{weight} on {spec.data.kind}"
-    accuracy = job.last_metrics.get("test/accuracy")
+    accuracy, recomputed = (job.last_metrics.get(f"test/accuracy{which}") for which in ("", "_recomputed"))
     result = "" if accuracy is None else f", test accuracy {accuracy:.3f}"
+    if recomputed is not None:
+        # Running statistics gathered under noise misjudge the net; a list of runs shows this line alone.
+        result += f" ({recomputed:.3f} with statistics recomputed without the noise)"
     if job.state is State.SUCCEEDED:
         return f"{subject}: {spec.num_steps:,} steps{result}."
     if job.state in TERMINAL:
