@@ -26,6 +26,7 @@ from normcore.spec import JobSpec
 POINTERS = {
     "batch-larger-than-data": "/batch_size",
     "batch-of-one": "/batch_size",
+    "channels-per-group-do-not-divide": "/norm/channels_per_group",
     "dataset-not-found": "/data/kind",
     "fan-in-of-one": "/weight/kind",
     "groups-do-not-divide": "/norm/num_groups",
@@ -34,6 +35,7 @@ POINTERS = {
     "one-pixel-map": "/norm/kind",
     "one-value-group": "/norm/num_groups",
     "one-value-layer": "/norm/kind",
+    "too-few-values-to-whiten": "/norm/channels_per_group",
     "too-many-parameters": "/model",
 }
 """Where in the spec a refusal is to be mended, by its code; the whole spec for one that is not here."""

@@ -310,4 +310,13 @@ class DynamicTanhSpec(Spec):
     target: ClassVar[str] = "normcore.norms.dyt:DynamicTanh"
 
 
-NormSpec = NoNormSpec | BatchNormSpec | GroupNormSpec | LayerNormSpec | InstanceNormSpec | FilterResponseNormSpec
+NormSpec = (
+    NoNormSpec
+    | BatchNormSpec
+    | GroupNormSpec
+    | LayerNormSpec
+    | InstanceNormSpec
+    | FilterResponseNormSpec
+    | WhiteningSpec
+    | IterativeNormSpec
+)

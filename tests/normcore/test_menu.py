@@ -19,6 +19,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": [6, 4]},
     "vgg": {"width": 0.0625},
     "group": {"num_groups": 2},
+    "whitening": {"channels_per_group": 2},
+    "iterative": {"channels_per_group": 2},
 }
 """Knobs that make a part small enough for a test."""
 

@@ -44,6 +44,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
             "take a divisor of 16, such as 16"
         ),
     ),
+    "channels-per-group-do-not-divide": (
+        {"norm": {"kind": "whitening", "channels_per_group": 32}},
+        "/norm/channels_per_group",
+        "blocks.0.norm",
+        (
+            "channels_per_group must divide num_features, got channels_per_group 32 and num_features 16; "
+            "take a divisor of 16, such as 16, or set divisibility to nearest"
+        ),
+    ),
+    "too-few-values-to-whiten": (
+        {"model": MLP, "norm": {"kind": "whitening"}, "batch_size": 16},
+        "/norm/channels_per_group",
+        "blocks.0.norm",
+        (
+            "whitening needs more values of a channel than a group has channels, in training, got 16 values (samples "
+            "times pixels) and 16 channels in a group; take fewer channels_per_group, or a larger batch"
+        ),
+    ),
     "one-value-group": (
         {"model": MLP, "norm": {"kind": "group"}},
         "/norm/num_groups",

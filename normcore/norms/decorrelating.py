@@ -1,0 +1,130 @@
+"""What norms share that decorrelate groups of channels: everything but how a covariance becomes a whitening matrix."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from normcore.norms.channel_groups import (
+    check_enough_values,
+    covariance,
+    divide_channels,
+    from_groups,
+    to_groups,
+    turn,
+    without_autocast,
+)
+from normcore.norms.claims import Claims
+from normcore.norms.gathering import Moments
+from normcore.norms.norm import Norm, at_least_float32, check_channels, scale_and_shift
+
+
+class Decorrelating(Norm):
+    """The channels of a group, less their means, times a matrix W that the group's covariance gives.
+
+        y = gamma W (x - mean) + beta,            W = W(cov(x) + eps I)
+
+    The covariance is biased, over batch and pixels. Groups have one each, other than in the code of the papers,
+    where all groups share one. In training mean and W are the batch's, and `running_mean` and `running_whitening` move
+    towards them: `running = (1 - momentum) running + momentum new` (an average of W, as in that code, not of the
+    covariance). In evaluation they are the running ones. Gamma and beta are one each per channel.
+
+    Attributes:
+        channels_per_group: D, the channels of a group.
+        running_mean: `(C,)`.
+        running_whitening: `(G, D, D)`, the identity before the first batch.
+    """
+
+    claims = Claims(statistics="batch", shift_invariant="channel")
+
+    running_mean: Tensor
+    running_whitening: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        channels_per_group: int,
+        divisibility: str,
+        eps: float,
+        momentum: float,
+        affine: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.momentum, self.affine = num_features, eps, momentum, affine
+        self.channels_per_group = divide_channels(num_features, channels_per_group, divisibility)
+        self.weight, self.bias = scale_and_shift(num_features, affine=affine, device=device, dtype=dtype)
+        kept = at_least_float32(dtype or torch.get_default_dtype())
+        groups = num_features // self.channels_per_group
+        identities = torch.eye(self.channels_per_group, device=device, dtype=kept).repeat(groups, 1, 1)
+        self.register_buffer("running_mean", torch.zeros(num_features, device=device, dtype=kept))
+        self.register_buffer("running_whitening", identities)
+
+    @abstractmethod
+    def whitening(self, sigma: Tensor) -> Tensor:
+        """W of each group, `(G, D, D)`, from its covariance plus eps on the diagonal."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalized input, `(N, C, *)`.
+
+        Raises:
+            Refusal: In training, no more values of a channel than a group has channels; or C is not `num_features`.
+        """
+        check_channels(x, self.num_features)
+        with without_autocast(x):
+            values = x.to(at_least_float32(x.dtype))
+            groups = to_groups(values, self.channels_per_group)
+            per_channel = (*groups.shape[1:3], 1)
+            if self.training:
+                check_enough_values(x, self.channels_per_group)
+                mean = groups.mean((0, 3), keepdim=True)
+                centred = groups - mean
+                identity = torch.eye(self.channels_per_group, device=x.device, dtype=groups.dtype)
+                whitening = self.whitening(covariance(centred) + self.eps * identity)
+                self.running_mean.lerp_(mean.detach().flatten().to(self.running_mean.dtype), self.momentum)
+                self.running_whitening.lerp_(whitening.detach().to(self.running_whitening.dtype), self.momentum)
+            else:
+                centred = groups - self.running_mean.to(groups.dtype).view(per_channel)
+                whitening = self.running_whitening.to(groups.dtype)
+            if self.weight is not None:
+                whitening = self.weight.to(groups.dtype).view(per_channel) * whitening
+            y = turn(whitening, centred)
+            if self.bias is not None:
+                y = y + self.bias.to(groups.dtype).view(per_channel)
+            return from_groups(y, values).to(x.dtype)
+
+    def reset_statistics(self) -> None:
+        """Put the running mean back to 0 and the running matrices to the identity."""
+        with torch.no_grad():
+            self.running_mean.zero_()
+            self.running_whitening.copy_(torch.eye(self.channels_per_group))
+
+    def moments(self, x: Tensor, mask: Tensor | None = None) -> Moments:
+        """`mean`, the means of the channels `(C,)`, and `square`, those of their products in a group `(G, D, D)`.
+
+        See `normcore.norms.gathering.Gathers`. With a mask, `(N, *)`, they are those of the real tokens.
+        """
+        # One part, (C, values): what is masked can be left out of it.
+        values = x.detach().to(at_least_float32(x.dtype)).transpose(0, 1).flatten(1)
+        if mask is not None:
+            values = values[:, mask.flatten()]
+        groups = values.view(1, -1, self.channels_per_group, values.shape[1])
+        count = torch.full((), values.shape[1], dtype=torch.float64, device=x.device)
+        with without_autocast(x):
+            mean = groups.mean(-1, keepdim=True)
+            square = covariance(groups - mean).double() + (mean.double() @ mean.double().mT)[0]
+        return Moments(count, {"mean": mean.flatten().double(), "square": square})
+
+    def statistics(self, moments: Moments, *, unbiased: bool) -> dict[str, Tensor]:
+        """See `normcore.norms.gathering.Gathers`: the whitening matrices are those of the pooled covariance."""
+        mean = moments.means["mean"]
+        column = mean.view(-1, self.channels_per_group, 1)
+        sigma = moments.means["square"] - column @ column.mT
+        if unbiased:
+            sigma = sigma * moments.count / (moments.count - 1).clamp(min=1)
+        identity = torch.eye(self.channels_per_group, device=sigma.device, dtype=sigma.dtype)
+        return {"running_mean": mean, "running_whitening": self.whitening(sigma + self.eps * identity)}
