@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from normcore import build, preview, spec, train
+    from normcore.certificate.certify import certify
     from normcore.data.folders import DataFolders
     from normcore.spec import JobSpec
 
-__all__ = ["DataFolders", "JobSpec", "build", "preview", "spec", "train"]
+__all__ = ["DataFolders", "JobSpec", "build", "certify", "preview", "spec", "train"]
 
-_CLASSES = {"DataFolders": "normcore.data.folders", "JobSpec": "normcore.spec"}
+_CLASSES = {
+    "DataFolders": "normcore.data.folders",
+    "JobSpec": "normcore.spec",
+    "certify": "normcore.certificate.certify",
+}
 
 
 def __getattr__(name: str) -> Any:

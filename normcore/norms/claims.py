@@ -38,3 +38,7 @@ class Claims:
     """What a training pass divides by: m, m - 1, or no central variance at all."""
     running_variance: Literal["biased", "unbiased", "none"] = "none"
     """What running statistics hold, where there are any that hold a variance."""
+    precision: Literal["float32", "input"] = "float32"
+    """What statistics are computed in: float32 or better for every input, by two passes; or the input's own dtype."""
+    memory_format: Literal["kept", "any"] = "kept"
+    """Whether channels_last inputs give channels_last outputs."""

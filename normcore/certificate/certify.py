@@ -1,0 +1,188 @@
+"""Certify a layer: try every property it claims, and say what else was seen."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from normcore.certificate import company, conventions, gradients, invariances, precision, promises, tracing
+from normcore.certificate.certificate import Certificate, Row, Verdict
+from normcore.certificate.check import Check, NotTried, Observation
+from normcore.certificate.torch_norms import torch_claims
+from normcore.certificate.trial import Trial
+from normcore.norms.claims import Claims
+from normcore.refusal import Refusal
+
+Group = Literal["invariances", "gradients", "conventions", "precision", "company", "tracing"]
+GROUPS: tuple[Group, ...] = get_args(Group)
+
+NUM_FEATURES = 8
+PIXELS = ((4, 4), (16,), (), (2, 2, 4))
+BATCH_SIZES = (4, 16, 32, 64, 128, 256)
+
+
+def certify(
+    layer: nn.Module,
+    *,
+    claims: Claims | None = None,
+    like: str | None = None,
+    shape: tuple[int, ...] | None = None,
+    groups: Collection[Group] = GROUPS,
+    backend: str = "aot_eager",
+    onnx: bool = False,
+) -> Certificate:
+    """Try a normalization layer, ours or yours: `(N, C, *)` to the same shape.
+
+    The layer itself is left alone: copies of it are tried, on its device, its parameters `weight` and `bias` at one and
+    zero, and the global random numbers stay where they are. A claim that is refuted fails. What is not claimed is shown
+    as it was seen, and fails nothing; but shape, dtype, finite numbers, the same bits twice, an unmoved state in
+    evaluation and a gradient that is the derivative of the output are owed by every layer.
+
+    Args:
+        layer: The layer, in any mode.
+        claims: What it claims. When not given: what it carries as `claims` itself, as our norms do, or what torch
+            promises of its own; otherwise nothing.
+        like: A norm of the menu, by its kind, whose claims it makes.
+        shape: Of the inputs; else the first of some small ones that the layer takes.
+        groups: Which rows to try; those that every layer owes always are.
+        backend: Of `torch.compile`; `inductor` generates code, which takes longer.
+        onnx: Export to ONNX as well.
+
+    Raises:
+        Refusal: Both claims and like are given, there is no such kind, or the layer takes none of the shapes.
+
+    Example:
+        >>> certificate = certify(nn.BatchNorm2d(4), groups=["conventions"])
+        >>> certificate.passed
+        True
+        >>> certificate.row("running variance").observed
+        'unbiased'
+    """
+    if claims is not None and like is not None:
+        raise Refusal("two-claims", "a layer claims one thing, got both claims and like; leave one of them out")
+    claims = claims or (claims_of(like) if like is not None else own_claims(layer))
+    device = next((tensor.device for tensor in (*layer.parameters(), *layer.buffers())), torch.device("cpu"))
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        twin = copy.deepcopy(layer)
+        trial = Trial(twin, claims, (), device, backend)
+        trial = replace(trial, shape=tuple(shape) if shape is not None else _fitting_shape(trial))
+        checks = _checks(groups, tracing.checks(onnx=onnx))
+        return Certificate(repr(layer), trial.shape, _rows(trial, checks))
+
+
+def own_claims(layer: nn.Module) -> Claims | None:
+    """What a layer claims by itself: in its `claims`, or as a norm of torch."""
+    carried = getattr(layer, "claims", None)
+    return carried if isinstance(carried, Claims) else torch_claims(layer)
+
+
+def claims_of(kind: str) -> Claims:
+    """What a norm of the menu claims, with its knobs at their defaults.
+
+    Raises:
+        Refusal: There is no such kind.
+    """
+    from normcore.certificate.shelf import shelf_layer
+
+    claims: Claims = shelf_layer(kind).claims
+    return claims
+
+
+def _checks(groups: Collection[Group], traced: tuple[Check, ...]) -> tuple[Check, ...]:
+    if unknown := [group for group in groups if group not in GROUPS]:
+        raise Refusal("no-such-rows", f"there are the rows {', '.join(GROUPS)}, got {unknown[0]!r}; take some of these")
+    rows: dict[Group, tuple[Check, ...]] = {
+        "invariances": invariances.CHECKS,
+        "gradients": gradients.CHECKS,
+        "conventions": conventions.CHECKS,
+        "precision": precision.CHECKS,
+        "company": company.CHECKS,
+        "tracing": traced,
+    }
+    chosen = [check for group in GROUPS if group in groups for check in rows[group]]
+    owed = [check for check in gradients.CHECKS if check.promised and check not in chosen]
+    return (*promises.CHECKS, *owed, *chosen)
+
+
+def _rows(trial: Trial, checks: tuple[Check, ...]) -> tuple[Row, ...]:
+    rows: list[Row] = []
+    broken = ""
+    for check in checks:
+        row = _skipped(check, trial, broken) if broken else _tried(check, trial)
+        rows.append(row)
+        if check.vital and row.verdict == "fail":
+            broken = f"{check.property}: {row.observed}"
+    return tuple(rows)
+
+
+def _tried(check: Check, trial: Trial) -> Row:
+    claimed = _claimed(check, trial)
+    start = time.perf_counter()
+    try:
+        seen = check.observe(trial)
+    except NotTried as reason:
+        return replace(_skipped(check, trial, str(reason)), seconds=time.perf_counter() - start)
+    except Exception as error:  # noqa: BLE001 (whatever a stranger's layer raises is what was seen)
+        seen = Observation(f"raises {type(error).__name__}: {_first_line(error)}")
+    seconds = time.perf_counter() - start
+    verdict: Verdict = "not claimed" if not claimed else "pass" if seen.meets(claimed) else "fail"
+    return Row(check.property, claimed, seen.observed, seen.error, seen.tolerance, verdict, "", seconds)
+
+
+def _skipped(check: Check, trial: Trial, reason: str) -> Row:
+    return Row(check.property, _claimed(check, trial), "", None, None, "skipped", reason, 0.0)
+
+
+def _claimed(check: Check, trial: Trial) -> str:
+    if trial.claims is not None:
+        return check.claimed(trial.claims, trial.layer)
+    return check.claimed(Claims(statistics="none"), trial.layer) if check.promised else ""
+
+
+def _fitting_shape(trial: Trial) -> tuple[int, ...]:
+    """The first of some small shapes that the layer takes in training."""
+    num_features, normalized = _num_features(trial.layer)
+    error: Exception | None = None
+    for batch_size in BATCH_SIZES:
+        for pixels in [normalized] if normalized is not None else PIXELS:
+            shape = (batch_size if pixels else max(batch_size, 16), num_features, *pixels)
+            try:
+                replace(trial, shape=shape).copy(torch.float32)(torch.randn(shape, device=trial.device))
+            except Exception as raised:  # noqa: BLE001 (a stranger's layer says in its own way what it cannot take)
+                error = error or raised
+            else:
+                return shape
+    tried = ", ".join(str((BATCH_SIZES[0], num_features, *pixels)) for pixels in PIXELS)
+    raise Refusal(
+        "no-shape-fits",
+        f"a layer to be certified takes (N, C, *), and this one takes none of {tried}, nor larger batches; the first "
+        f"said {type(error).__name__}: {_first_line(error)}; name a shape that it takes",
+    ) from error
+
+
+def _num_features(layer: nn.Module) -> tuple[int, tuple[int, ...] | None]:
+    """Its channels, and its pixels where it is made for a single size of them, as torch's layer norm is."""
+    normalized = getattr(layer, "normalized_shape", None)
+    if isinstance(normalized, tuple | list) and normalized:
+        return int(normalized[0]), tuple(normalized[1:])
+    for name in ("num_features", "num_channels"):
+        if isinstance(number := getattr(layer, name, None), int):
+            return number, None
+    return next((len(p) for p in (*layer.parameters(), *layer.buffers()) if p.dim() == 1), NUM_FEATURES), None
+
+
+def _first_line(error: Exception | None) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "nothing")
