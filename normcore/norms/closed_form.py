@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CACHED = 2**17
+from normcore.norms.norm import at_least_float32
+
+CACHED = 2**19
 """Values of a part on a CPU: with what is computed from it, it fits into the second-level cache of one core."""
 
 
@@ -103,9 +105,14 @@ def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def along_channels(x: Tensor, *per_channel: Tensor | None) -> tuple[Any, ...]:
-    """Tensors `(C,)` in x's dtype and with its dimensions, `(1, C, 1, ...)`, to broadcast; none stays none."""
-    shape = (1, -1, *[1] * (x.dim() - 2))
-    return tuple(None if values is None else values.to(x.dtype).view(shape) for values in per_channel)
+    """Tensors `(C,)` in the dtype of x's statistics and with x's dimensions, `(1, C, 1, ...)`; none stays none."""
+    dtype, shape = at_least_float32(x.dtype), (1, -1, *[1] * (x.dim() - 2))
+    return tuple(None if values is None else values.to(dtype).view(shape) for values in per_channel)
+
+
+def over_batch(per_map: Tensor) -> Tensor:
+    """The sum over samples `(C,)` of what there is one of per channel of a sample, `(N, C, 1, ...)`."""
+    return per_map.flatten(1).sum(0)
 
 
 def _is_mapped(grad: Tensor) -> bool:

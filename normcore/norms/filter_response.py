@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normcore.norms.claims import Claims
-from normcore.norms.closed_form import ClosedForm, along_channels, parts
+from normcore.norms.closed_form import ClosedForm, along_channels, over_batch, parts
 from normcore.norms.norm import Norm, at_least_float32, check_channels, pixels_of, scale_and_shift
 from normcore.refusal import Refusal
 
@@ -107,7 +107,7 @@ class _FilterResponse(ClosedForm):
     def plain(*inputs: Any) -> Tensor:
         x, weight, bias, tau, eps_l, eps = inputs
         wide: Tensor = x.to(at_least_float32(x.dtype))
-        weight, bias, tau, eps_l = along_channels(wide, weight, bias, tau, eps_l)
+        weight, bias, tau, eps_l = along_channels(x, weight, bias, tau, eps_l)
         y = wide * _inverse_root(wide, eps_l, eps)
         if weight is not None:
             y = y * weight + bias
@@ -119,51 +119,49 @@ class _FilterResponse(ClosedForm):
     @staticmethod
     def quick(*inputs: Any) -> Tensor:
         x, weight, bias, tau, eps_l, eps = inputs
+        weight, bias, tau, eps_l = along_channels(x, weight, bias, tau, eps_l)
         y = torch.empty_like(x)
         for part, out in parts(x, y):
             wide = part.to(at_least_float32(x.dtype))
-            w, b, t, e = along_channels(wide, weight, bias, tau, eps_l)
-            scale = _inverse_root(wide, e, eps)
-            z = wide * scale if w is None else (wide * (scale * w)).add_(b)
-            out.copy_(z if t is None else torch.maximum(z, t, out=z))
+            scale = _inverse_root(wide, eps_l, eps)
+            z = wide * scale if weight is None else (wide * (scale * weight)).add_(bias)
+            out.copy_(z if tau is None else torch.maximum(z, tau, out=z))
         return y
 
     @staticmethod
     def quick_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor | None, ...]:
-        """`dx = gamma s u - gamma s^3 mean(u x) x`: s the inverse root, u the gradient where y > tau and 0 elsewhere."""
+        """`dx = gamma s u - gamma s^3 mean(u x) x`: s the inverse root, u the gradient where y > tau, else 0."""
         x, weight, bias, tau, eps_l, eps = inputs
+        weight, bias, tau, eps_l = along_channels(x, weight, bias, tau, eps_l)
         dx, pixels = torch.empty_like(x), tuple(range(2, x.dim()))
-        per_map = [
-            torch.empty_like(x[(..., *[slice(1)] * len(pixels))], dtype=at_least_float32(x.dtype)) for _ in range(4)
-        ]
+        one_pixel = (..., *[slice(1)] * len(pixels))
+        per_map = [torch.empty_like(x[one_pixel], dtype=at_least_float32(x.dtype)) for _ in range(4)]
         for part, g, out, *maps in parts(x, grad, dx, *per_map):
             scale, sum_g, sum_u, sum_ux = maps
             wide, u = part.to(scale.dtype), g.to(scale.dtype)
-            w, b, t, e = along_channels(wide, weight, bias, tau, eps_l)
-            scale.copy_(_inverse_root(wide, e, eps))
-            full = scale if w is None else scale * w
-            if t is not None:
+            scale.copy_(_inverse_root(wide, eps_l, eps))
+            full = scale if weight is None else scale * weight
+            if tau is not None:
                 torch.sum(u, pixels, keepdim=True, out=sum_g)
-                z = wide * full if b is None else (wide * full).add_(b)
+                z = wide * full if bias is None else (wide * full).add_(bias)
                 # The mask in numbers: products with bool are several times slower.
-                u = torch.gt(z, t, out=z).mul_(u)
+                u = torch.gt(z, tau, out=z).mul_(u)
             torch.sum(u, pixels, keepdim=True, out=sum_u)
             ux = u * wide
             torch.sum(ux, pixels, keepdim=True, out=sum_ux)
             torch.mul(wide, full * scale.square() * sum_ux / -pixels_of(x), out=ux)
             out.copy_(ux.add_(u * full))
-        scale, sum_g, sum_u, sum_ux = (of_map.reshape(x.shape[:2]) for of_map in per_map)
+        scale, sum_g, sum_u, sum_ux = per_map
         d_weight = d_bias = d_tau = d_eps_l = None
         if weight is not None:
-            d_weight, d_bias = (scale * sum_ux).sum(0), sum_u.sum(0)
+            d_weight, d_bias = over_batch(scale * sum_ux), over_batch(sum_u)
         if tau is not None:
-            d_tau = (sum_g - sum_u).sum(0)
+            d_tau = over_batch(sum_g - sum_u)
         if eps_l is not None:
-            d_eps_l = (scale**3 * sum_ux).sum(0) * eps_l.sign() / -2
-            d_eps_l = d_eps_l if weight is None else d_eps_l * weight
+            d_eps_l = over_batch(scale**3 * sum_ux * eps_l.sign() * (-0.5 if weight is None else -weight / 2))
         return dx, d_weight, d_bias, d_tau, d_eps_l, None
 
 
 def _inverse_root(x: Tensor, eps_l: Tensor | None, eps: float) -> Tensor:
-    mean_square = x.square().mean(tuple(range(2, x.dim())), keepdim=True)
+    mean_square = (x * x).mean(tuple(range(2, x.dim())), keepdim=True)
     return torch.rsqrt(mean_square + (eps if eps_l is None else eps + eps_l.abs()))
