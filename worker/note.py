@@ -111,7 +111,7 @@ def note(job: Job) -> str:
 def _sentence(job: Job) -> str:
     spec = job.spec
     norm = "without a norm" if spec.norm.kind == "none" else f"with {spec.norm.kind} norm"
-    weight = "" if spec.weight.kind == "none" else f", weights {spec.weight.kind.replace('_', ' ')}"
+    weight = "" if spec.weight.kind == "none" else f", weight method {spec.weight.kind},"
     noise = "" if spec.noise.kind == "none" else " and noise after it"
     subject = f"{spec.model.name} {norm}{noise}{weight} on {spec.data.kind}"
     accuracy, recomputed = (job.last_metrics.get(f"test/accuracy{which}") for which in ("", "_recomputed"))

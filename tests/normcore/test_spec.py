@@ -97,6 +97,8 @@ def test_epochs_are_whole_batches() -> None:
 def test_a_name_tells_the_arms_apart() -> None:
     noisy = job(noise={"kind": "santurkar"}, optimizer={"kind": "adamw", "lr": 0.003}, seed=7, batch_size=2)
     assert noisy.name == "mlp128x128 batch+noise bs2 lr0.003 seed7"
+    assert job(weight={"kind": "scaled"}).name == "mlp128x128 batch+scaled bs128 lr0.1 seed0"
+    assert job(weight={"kind": "scaled"}, noise={"kind": "santurkar"}).name.startswith("mlp128x128 batch+scaled+noise ")
 
 
 @pytest.mark.parametrize(

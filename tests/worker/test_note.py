@@ -94,6 +94,12 @@ def test_labels_become_tags_but_not_ours(job):
     assert tags(job(study_id="s"))["study_id"] == "s"
 
 
+def test_a_weight_method_stands_in_the_sentence_and_in_the_table(job):
+    text = note(job(SPEC | {"weight": {"kind": "standardized", "convention": "timm"}}))
+    assert text.startswith("vgg11w0.25 with group norm and noise after it, weight method standardized, on digits: ")
+    assert "| weight | standardized, convention timm |" in text
+
+
 def test_each_attempt_is_told():
     lost = Attempt(1, "w1", 1.0, 2.0, "lost", Reason("trainer-lost", "got SIGKILL"), 0, 7)
     running = Attempt(2, "w2", 3.0, None, None, None, 5, None)
