@@ -15,6 +15,7 @@ from normcore.divergence import first_nonfinite_layer
 from normcore.evaluation import evaluate
 from normcore.learner import Learner
 from normcore.noise.noise import Noise
+from normcore.norms.diagnosis import worst_diagnoses
 from normcore.probes.probe import Probe
 from normcore.records import Checkpoint, Diverged, Figure, Finished, Metrics, Point, Reading, Record, Snapshot, Stopped
 from normcore.schedules.schedule import Schedule
@@ -157,12 +158,13 @@ def _begin(spec: JobSpec, learner: Learner, resume: Snapshot | None) -> tuple[in
 
 
 def _evaluations(learner: Learner, step: int, *, last: bool) -> Generator[Metrics, None, float]:
-    """The evaluation at a step, whose loss it returns; at the last one also with statistics that noise did not mislead,
-    where there is noise.
+    """The evaluation at a step, whose loss it returns, with what norms say of their own arithmetic in the step's
+    training pass; at the last one also with statistics that noise did not mislead, where there is noise.
     """
     model, infer, data = learner.model, learner.infer, learner.data
     test = evaluate(model, infer, data)
-    yield Metrics(step, (Point("test/loss", step, test.loss), Point("test/accuracy", step, test.accuracy)))
+    diagnoses = (Point(f"norm/{name}", step, value) for name, value in worst_diagnoses(model).items())
+    yield Metrics(step, (Point("test/loss", step, test.loss), Point("test/accuracy", step, test.accuracy), *diagnoses))
     test_loss = test.loss
     modules = list(model.modules())
     noisy = any(isinstance(module, Noise) and module.draws for module in modules)

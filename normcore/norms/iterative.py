@@ -22,9 +22,9 @@ class IterativeNorm(Decorrelating):
 
     The iteration as written falls apart: rounding makes P and S not commute, and within 10 to 15 iterations that error
     has grown to any size. Here it runs coupled, (Y, Z) from (S, I) by R = (3 I - Z Y) / 2, Y <- Y R, Z <- R Z (Higham
-    2008, section 6.7): Z_k is P_k, at the same cost, and stable. `newton_residual` watches over it: the largest
-    ||I - W sigma W|| / sqrt(D) of any group and batch since it was last reported. Exact arithmetic gives a value from
-    0, white, to 1; more says that the numbers failed.
+    2008, section 6.7): Z_k is P_k, at the same cost, and stable. `newton_residual` watches over it: it is
+    ||I - W sigma W|| / sqrt(D) of the group where that is largest, in the last training pass. Exact arithmetic gives a
+    value from 0, white, to 1; more says that the numbers failed. It is a reading and no part of the state.
 
     In training mean and W are the batch's; in evaluation they are running averages of both (of W, as in the authors'
     code, not of sigma; other than there, groups have a covariance each). Costs two products with D x D matrices per
@@ -77,10 +77,10 @@ class IterativeNorm(Decorrelating):
             dtype=dtype,
         )
         self.iterations = iterations
-        self.register_buffer("newton_residual", self.running_mean.new_zeros(()))
+        self.register_buffer("newton_residual", self.running_mean.new_zeros(()), persistent=False)
 
     def whitening(self, sigma: Tensor) -> Tensor:
-        """W = P_T / sqrt(tr(sigma)) of each group, `(G, D, D)`; its residual is remembered."""
+        """W = P_T / sqrt(tr(sigma)) of each group, `(G, D, D)`; its residual is kept."""
         identity = torch.eye(self.channels_per_group, device=sigma.device, dtype=sigma.dtype)
         trace = sigma.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
         y = sigma / trace
@@ -90,14 +90,14 @@ class IterativeNorm(Decorrelating):
             step = 1.5 * identity - 0.5 * z @ y
             z = step @ z
         whitening = z * trace.rsqrt()
-        self._remember(identity - whitening.detach() @ sigma.detach() @ whitening.detach())
+        rest = identity - whitening.detach() @ sigma.detach() @ whitening.detach()
+        residuals = rest.square().mean((1, 2)).mul(self.channels_per_group).sqrt()
+        self.newton_residual.copy_(residuals.max())
         return whitening
 
     def diagnosis(self) -> dict[str, Tensor]:
-        """`newton_residual`, of which a new count begins here."""
-        residual = self.newton_residual.clone()
-        self.newton_residual.zero_()
-        return {"newton_residual": residual}
+        """`newton_residual`, see `normcore.norms.diagnosis`."""
+        return {"newton_residual": self.newton_residual}
 
     def extra_repr(self) -> str:
         """The channels and the knobs."""
@@ -105,8 +105,3 @@ class IterativeNorm(Decorrelating):
             f"{self.num_features}, iterations={self.iterations}, channels_per_group={self.channels_per_group}, "
             f"eps={self.eps}, momentum={self.momentum}, affine={self.affine}"
         )
-
-    def _remember(self, rest: Tensor) -> None:
-        """Keep the largest residual; a NaN, once seen, stays."""
-        residual = rest.square().mean((1, 2)).max().mul(self.channels_per_group).sqrt()
-        self.newton_residual.copy_(torch.maximum(self.newton_residual, residual.to(self.newton_residual.dtype)))

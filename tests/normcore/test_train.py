@@ -306,6 +306,25 @@ def test_a_sweep_that_blows_up_does_not_stop_the_training(folders):
     assert [reading.scalars["nonfinite_points"] for reading in readings] == [2.0, 2.0]
 
 
+def test_what_norms_say_of_their_own_arithmetic_is_told_at_each_evaluation(folders):
+    """Newton's residual is that of the layer farthest from white, in the training pass of that step."""
+    norm = {"kind": "iterative", "channels_per_group": 8}
+    spec = spec_of(norm=norm, noise={"kind": "none"}, checkpoint_every=14)
+    records = list(train(spec, folders=folders))
+    told = [point for point in points_of(records) if point.key.startswith("norm/")]
+    assert [(point.key, point.step) for point in told] == [("norm/newton_residual", step) for step in (15, 30, 40)]
+    learner = Learner(spec, torch.device("cpu"), folders)
+    tensors = {name: tensor for name, tensor in checkpoints_of(records)[14].items() if name.startswith("model.")}
+    learner.model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    learner.forward(15)
+    residuals = [buffer.item() for name, buffer in learner.model.named_buffers() if name.endswith("newton_residual")]
+    assert len(set(residuals)) == 2
+    assert told[0].value == max(residuals)
+    snapshot = next(record.snapshot for record in records if isinstance(record, Checkpoint))
+    assert [point for point in points_of(train(spec, folders=folders, resume=snapshot)) if point in told] == told
+    assert not [point for point in points_of(train(spec_of(), folders=folders)) if point.key.startswith("norm/")]
+
+
 def test_recomputed_statistics_are_told_at_the_end_of_noisy_batch_norm_and_only_there(folders):
     def keys(**changes):
         return {(p.key, p.step) for p in points_of(train(spec_of(**changes), folders=folders)) if "recomputed" in p.key}
