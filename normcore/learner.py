@@ -6,13 +6,15 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from normcore.build import build_model
 from normcore.data.dataset import load
 from normcore.data.folders import DataFolders
+from normcore.menu.optimizers import OptimizerSpec
 from normcore.noise.noise import Noise, start_step
+from normcore.optimizers.adaptive_clipping import AdaptiveClipping
 from normcore.spec import JobSpec
 from normcore.weights.spectral import spectral_norms
 from normcore.weights.weight_norm import initialize_from_data, wants_data
@@ -41,6 +43,7 @@ class Learner:
         self.model = build_model(spec, device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer: torch.optim.Optimizer = spec.optimizer.part()(spec.optimizer, self.model)
         self._seed, self._parameters = spec.seed, list(self.model.parameters())
+        self._clipping = _clipping(spec.optimizer, self.model)
         self._spectral_norms = spectral_norms(self.model)
         self._noisy = any(isinstance(module, Noise) and module.draws for module in self.model.modules())
         self._bfloat16 = spec.precision == "bfloat16"
@@ -102,6 +105,12 @@ class Learner:
             group["lr"] = lr * group["lr_multiple"]
         # What gradient scalers use: sets the flag where a value is not finite, and multiplies the values by one.
         torch._amp_foreach_non_finite_check_and_unscale_([loss.detach()], self._diverged, self._one)
+        if self._clipping is not None:
+            self._clipping.clip()
         self.optimizer.step()
         for spectral_norm, weight in self._spectral_norms:
             spectral_norm.advance(weight, unless=self._diverged)
+
+
+def _clipping(spec: OptimizerSpec, model: nn.Module) -> AdaptiveClipping | None:
+    return None if spec.adaptive_clipping is None else AdaptiveClipping(model, spec.adaptive_clipping)

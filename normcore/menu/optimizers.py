@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from normcore.menu.spec import Eps, Lr, NonNegative, Spec
 
+AdaptiveClipping = Annotated[float, Field(gt=0, le=1e6)] | None
+
 
 class SgdSpec(Spec):
     """Stochastic gradient descent with momentum; weight decay leaves norm parameters alone unless asked."""
@@ -18,7 +20,10 @@ class SgdSpec(Spec):
     nesterov: bool = False
     weight_decay: NonNegative = 0.0
     decay_norm_parameters: bool = False
-    """Let weight decay shrink the norms' scales and shifts too."""
+    """Let weight decay shrink the scales and shifts of norms and the gains of weight methods too."""
+    adaptive_clipping: AdaptiveClipping = None
+    """Longest gradient of an output unit, as a multiple of its weights' length (Brock et al. 2021): none, or the
+    paper's 0.01. The classifier is not clipped."""
     target: ClassVar[str] = "normcore.optimizers.sgd:build"
 
     @model_validator(mode="after")
@@ -38,7 +43,10 @@ class AdamWSpec(Spec):
     eps: Eps = 1e-8
     weight_decay: NonNegative = 0.01
     decay_norm_parameters: bool = False
-    """Let weight decay shrink the norms' scales and shifts too."""
+    """Let weight decay shrink the scales and shifts of norms and the gains of weight methods too."""
+    adaptive_clipping: AdaptiveClipping = None
+    """Longest gradient of an output unit, as a multiple of its weights' length (Brock et al. 2021): none, or the
+    paper's 0.01. The classifier is not clipped."""
     target: ClassVar[str] = "normcore.optimizers.adamw:build"
 
 
