@@ -317,6 +317,7 @@ NormSpec = (
     | LayerNormSpec
     | InstanceNormSpec
     | FilterResponseNormSpec
+    | LocalResponseNormSpec
     | WhiteningSpec
     | IterativeNormSpec
 )

@@ -1,6 +1,7 @@
 """The fast passes against their formulas, and every kind of derivative of every norm that has them."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,17 +11,21 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from normcore.norms import closed_form
 from normcore.norms.filter_response import FilterResponseNorm
+from normcore.norms.local_response import LocalResponseNorm
 from normcore.norms.norm import Norm
 
 NORMS: dict[str, tuple[Callable[..., Norm], tuple[int, ...]]] = {
     "filter_response": (FilterResponseNorm, (3, 4, 3, 2)),
-    "filter_response-learned-eps": (lambda c, **kw: FilterResponseNorm(c, learned_eps=True, **kw), (3, 4, 1)),
-    "filter_response-bare": (lambda c, **kw: FilterResponseNorm(c, tlu=False, affine=False, **kw), (3, 4, 3, 2)),
-    "filter_response-vectors": (lambda c, **kw: FilterResponseNorm(c, learned_eps=True, **kw), (3, 4)),
+    "filter_response-learned-eps": (partial(FilterResponseNorm, learned_eps=True), (3, 4, 1)),
+    "filter_response-bare": (partial(FilterResponseNorm, tlu=False, affine=False), (3, 4, 3, 2)),
+    "filter_response-vectors": (partial(FilterResponseNorm, learned_eps=True), (3, 4)),
     "filter_response-bare-learned-eps": (
-        lambda c, **kw: FilterResponseNorm(c, tlu=False, affine=False, learned_eps=True, **kw),
+        partial(FilterResponseNorm, tlu=False, affine=False, learned_eps=True),
         (3, 4, 2, 1, 3),
     ),
+    "local_response": (partial(LocalResponseNorm, alpha=0.4), (2, 6, 2, 2)),
+    "local_response-even": (partial(LocalResponseNorm, size=4, alpha=0.4, convention="torch"), (2, 6, 3)),
+    "local_response-root": (partial(LocalResponseNorm, size=3, alpha=0.4, beta=0.5, k=0.1), (2, 5)),
 }
 """A norm's maker, and the shape of an input."""
 
