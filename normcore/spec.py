@@ -16,7 +16,7 @@ from normcore.menu.models import ModelSpec
 from normcore.menu.noises import NoiseSpec, NoNoiseSpec
 from normcore.menu.norms import BatchNormSpec, NormSpec
 from normcore.menu.optimizers import OptimizerSpec, SgdSpec
-from normcore.menu.probes import LandscapeProbeSpec, ProbeSpec
+from normcore.menu.probes import ProbeSpec
 from normcore.menu.schedules import ConstantScheduleSpec, ScheduleSpec, StepScheduleSpec
 from normcore.menu.spec import MAX_STEPS, Spec
 from normcore.menu.weights import NoWeightSpec, WeightSpec
@@ -66,7 +66,9 @@ class JobSpec(Spec):
     """Steps between evaluations on the test set; there is always one at the end."""
     record_every: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 1
     """Steps between points of the training curves."""
-    probes: Annotated[tuple[ProbeSpec, ...], Field(strict=False, max_length=16)] = ()
+    probes: Annotated[
+        tuple[Annotated[ProbeSpec, Field(discriminator="kind")], ...], Field(strict=False, max_length=16)
+    ] = ()
     labels: Annotated[dict[LabelKey, Label], Field(max_length=32)] = {}
     """Words of your own to find the job by; they become tags of the MLflow run."""
 
@@ -78,6 +80,11 @@ class JobSpec(Spec):
             raise ValueError(
                 f"a job may have at most {MAX_STEPS:,} steps, got {self.num_steps:,} in {self.epochs:,} epochs of "
                 f"{self.steps_per_epoch:,} steps; order fewer epochs"
+            )
+        if getattr(self.model, "zero_last_gamma", False) and not getattr(self.norm, "affine", False):
+            raise ValueError(
+                f"zero_last_gamma needs a norm with a learned scale, got norm {self.norm.kind} without one; "
+                f"take a norm with affine true, or zero_last_gamma false"
             )
         kinds = [probe.kind for probe in self.probes]
         if len(kinds) != len(set(kinds)):
@@ -128,7 +135,7 @@ MENU: dict[str, tuple[type[Spec], ...]] = {
     "data": get_args(DataSpec),
     "optimizer": get_args(OptimizerSpec),
     "schedule": get_args(ScheduleSpec),
-    "probes": (LandscapeProbeSpec,),
+    "probes": get_args(ProbeSpec),
 }
 """Every family by the name of its field in `JobSpec`, and its parts in the order of the catalogue."""
 

@@ -14,6 +14,7 @@ from normcore.determinism import isolated
 from normcore.divergence import first_nonfinite_layer
 from normcore.evaluation import evaluate
 from normcore.learner import Learner
+from normcore.menu.norms import BatchNormSpec
 from normcore.noise.noise import Noise
 from normcore.norms.diagnosis import worst_diagnoses
 from normcore.probes.probe import Probe
@@ -22,10 +23,15 @@ from normcore.schedules.schedule import Schedule
 from normcore.seeds import stream_seed
 from normcore.snapshot import restore, take
 from normcore.spec import JobSpec
-from normcore.statistics import has_running_statistics, recomputed_statistics
+from normcore.statistics.layers import has_running_statistics
+from normcore.statistics.recompute import recompute_statistics, recomputed_statistics
 
 RECOMPUTE_BATCHES = 100
-"""Training batches, at most, that running statistics are recomputed from."""
+"""Training batches, at most, that running statistics are recomputed from at the end."""
+
+ESTIMATE_BATCHES = 32
+"""Training batches, at most, of the pass that statistics are gathered in where they are no moving averages: about as
+much work as ten training steps, before each evaluation and checkpoint."""
 
 
 def train(
@@ -106,11 +112,7 @@ def _train(
         loss, logits, labels = learner.forward(step)
         learner.backward(loss)
         lr = schedule.lr(step)
-        seen: list[Reading] = []
-        if due := [probe for probe in probes if step % probe.every == 0]:
-            with curves.paused():
-                replay = learner.replay(step)
-                seen = [probe.read(step, model, replay, lr) for probe in due]
+        seen = _read([probe for probe in probes if step % probe.every == 0], spec, learner, step, lr, curves)
         learner.update(loss, lr)
         curves.remember(step, lr, loss, logits, labels)
 
@@ -133,6 +135,8 @@ def _train(
             readings.append(reading)
             yield reading
             yield Metrics(step, tuple(Point(f"{reading.probe}/{key}", step, v) for key, v in reading.scalars.items()))
+        if evaluating or saving or stopping:
+            _gather_statistics(spec, learner)
         test_loss = (yield from _evaluations(learner, step, last=last)) if evaluating else nan
         if (last and not isfinite(test_loss)) or ((saving or stopping) and not learner.finite()):
             yield from _figures(probes, readings)
@@ -157,6 +161,29 @@ def _begin(spec: JobSpec, learner: Learner, resume: Snapshot | None) -> tuple[in
     return resume.step, restore(resume, spec, learner.model, learner.optimizer)
 
 
+def _read(due: list[Probe], spec: JobSpec, learner: Learner, step: int, lr: float, curves: Curves) -> list[Reading]:
+    if not due:
+        return []
+    with curves.paused():
+        if any(probe.evaluates for probe in due):
+            _gather_statistics(spec, learner)
+        replay = learner.replay(step)
+        return [probe.read(step, learner.model, replay, lr) for probe in due]
+
+
+def _gather_statistics(spec: JobSpec, learner: Learner) -> None:
+    """Where evaluation uses other statistics than moving averages, gather them over the first training batches, with
+    the noise of training.
+
+    They are a function of the weights alone, so it changes no bit of the training when and how often that is done, and
+    a checkpoint evaluates like the model it was taken of.
+    """
+    if isinstance(spec.norm, BatchNormSpec) and spec.norm.estimator != "ema":
+        steps = range(1, min(learner.data.steps_per_epoch, ESTIMATE_BATCHES) + 1)
+        estimator, model = spec.norm.estimator, learner.model
+        recompute_statistics(model, steps, estimator=estimator, infer=lambda step: learner.replay(step)(), noise=True)
+
+
 def _evaluations(learner: Learner, step: int, *, last: bool) -> Generator[Metrics, None, float]:
     """The evaluation at a step, whose loss it returns, with what norms say of their own arithmetic in the step's
     training pass; at the last one also with statistics that noise did not mislead, where there is noise.
@@ -170,7 +197,7 @@ def _evaluations(learner: Learner, step: int, *, last: bool) -> Generator[Metric
     noisy = any(isinstance(module, Noise) and module.draws for module in modules)
     if last and noisy and any(map(has_running_statistics, modules)):
         batches = (data.batch(number)[0] for number in range(min(data.steps_per_epoch, RECOMPUTE_BATCHES)))
-        with recomputed_statistics(model, infer, batches):
+        with recomputed_statistics(model, batches, infer=infer):
             test = evaluate(model, infer, data)
         loss, accuracy = ("test/loss_recomputed", step, test.loss), ("test/accuracy_recomputed", step, test.accuracy)
         yield Metrics(step, (Point(*loss), Point(*accuracy)))

@@ -30,4 +30,13 @@ class LandscapeProbeSpec(Spec):
         return self
 
 
-ProbeSpec = LandscapeProbeSpec
+class TrainEvalGapProbeSpec(Spec):
+    """How differently each layer with running statistics evaluates from how it trains, on the training batch."""
+
+    kind: Literal["train_eval_gap"] = "train_eval_gap"
+    every: PositiveInt = 50
+    """Steps between two readings."""
+    target: ClassVar[str] = "normcore.probes.train_eval_gap:TrainEvalGapProbe"
+
+
+ProbeSpec = LandscapeProbeSpec | TrainEvalGapProbeSpec

@@ -34,8 +34,10 @@ class Gathers(Protocol):
     Running statistics are the buffers whose names begin with `running_`, as in torch.
     """
 
-    momentum: float
-    """Weight of the newest batch in the running statistics."""
+    @property
+    def momentum(self) -> float | None:
+        """Weight of the newest batch in the running statistics; None where all batches count alike."""
+        ...
 
     def reset_statistics(self) -> None:
         """Put the running statistics back to where they began."""

@@ -78,7 +78,7 @@ class RunningNorm(Norm):
     def normalize(self, x: Tensor, mean: Tensor, divisor: Tensor) -> Tensor:
         """`gamma (x - mean) / divisor + beta` in the dtype and memory format of `x`; mean and divisor are `(C,)`."""
         y = (x.to(mean.dtype) - per_channel(mean, x)) / per_channel(divisor, x)
-        if self.weight is not None:
+        if self.weight is not None and self.bias is not None:
             y = y * per_channel(self.weight, x) + per_channel(self.bias, x)
         return y.to(x.dtype)
 

@@ -57,6 +57,7 @@ class LandscapeProbe:
     """
 
     kind: ClassVar[str] = "landscape"
+    evaluates: ClassVar[bool] = False
 
     every: int
     low: float

@@ -20,6 +20,8 @@ class Probe(Protocol):
     """The name its curves stand under."""
     every: int
     """Steps between two readings."""
+    evaluates: bool
+    """Whether it looks at what evaluation would use, which then is made ready before."""
 
     def read(self, step: int, model: nn.Module, replay: Replay, lr: float) -> Reading:
         """Measure the update that makes `step` updates, after its backward pass and before the update.

@@ -347,7 +347,7 @@ def test_recomputed_evaluation_is_that_of_the_last_checkpoint_with_recomputed_st
     before = evaluate(learner.model, learner.infer, learner.data)
     assert (before.loss, before.accuracy) == (told["test/loss"], told["test/accuracy"])
     batches = [learner.data.batch(step)[0] for step in range(1437 // 48)]
-    with recomputed_statistics(learner.model, learner.infer, batches):
+    with recomputed_statistics(learner.model, batches, infer=learner.infer):
         after = evaluate(learner.model, learner.infer, learner.data)
     assert (after.loss, after.accuracy) == (told["test/loss_recomputed"], told["test/accuracy_recomputed"])
     assert after != before

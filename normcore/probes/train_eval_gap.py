@@ -1,0 +1,61 @@
+"""The gap between training and evaluation of layers with running statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
+from typing import ClassVar
+
+from torch import nn
+
+from normcore.probes.probe import Replay
+from normcore.probes.train_eval_gap_figure import draw
+from normcore.records import Reading
+from normcore.statistics.gap import train_eval_gap
+from normcore.statistics.layers import has_running_statistics
+
+GAPS = ("output", "mean", "spread")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainEvalGapProbe:
+    """How differently each layer would do in evaluation what it does in training, on the training batch.
+
+    Of every layer that evaluates with running statistics, `normcore.statistics.gap.train_eval_gap` gives three relative
+    differences: `output`, of its output; `mean`, of the batch's mean from the running one, in standard deviations; and
+    `spread`, of the batch's variance, or what else the layer divides by. The arrays hold a value per layer, in the
+    order of `model.named_modules()`; NaN where a layer keeps no such statistic or is not reached. The scalars
+    `output_max`, `mean_max` and `spread_max` are the largest finite values; a model without such layers has none.
+
+    The running statistics are those that an evaluation right now would use: moving averages that this very batch has
+    already moved once, or with `estimator` paper and population statistics that were gathered for the purpose.
+
+    Costs a forward pass, another through the layers in question, and a copy of the parameters.
+
+    Args:
+        every: Steps between two readings.
+
+    Example:
+        >>> import torch
+        >>> model, x = nn.Sequential(nn.BatchNorm1d(1)), torch.tensor([[2.0], [4.0]])
+        >>> TrainEvalGapProbe(every=1).read(1, model, lambda: model(x).sum(), lr=0.1).scalars
+        {'output_max': 3.0, 'mean_max': 3.0, 'spread_max': 1.0}
+    """
+
+    kind: ClassVar[str] = "train_eval_gap"
+    evaluates: ClassVar[bool] = True
+
+    every: int
+
+    def read(self, step: int, model: nn.Module, replay: Replay, lr: float) -> Reading:  # noqa: ARG002
+        """Measure at a step, between its backward pass and its update."""
+        gaps = {gap.layer: gap for gap in train_eval_gap(model, None, infer=lambda _: replay())}
+        layers = [path for path, module in model.named_modules() if has_running_statistics(module)]
+        arrays = {name: tuple(getattr(gaps[path], name) if path in gaps else nan for path in layers) for name in GAPS}
+        finite = {name: [value for value in values if isfinite(value)] for name, values in arrays.items()}
+        return Reading(self.kind, step, {f"{name}_max": max(some) for name, some in finite.items() if some}, arrays)
+
+    def figure(self, readings: Sequence[Reading]) -> bytes:
+        """The three gaps of every layer over the steps."""
+        return draw(readings)
