@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from normcore.norms.batch import Estimator
 from normcore.recurrent.cell import Cell, Init
 from normcore.recurrent.time_batch_norm import TimeBatchNorm
 
@@ -28,7 +29,8 @@ class BatchLstmCell(Cell):
         hidden_size: H, values of h and of c.
         max_length: Time steps that have statistics of their own; the longest sequence of the training.
         eps: Added to the variances, inside the roots.
-        momentum: Weight of the newest batch in the running statistics.
+        momentum: Weight of the newest batch in the running statistics of `ema`.
+        estimator: Which estimate of the statistics evaluation uses: ema, paper or population.
         gamma: Initial value of all gammas.
         init: How weights are drawn, orthogonal or identity, see `Cell.draw`.
         seed: Of the initial weights.
@@ -50,6 +52,7 @@ class BatchLstmCell(Cell):
         max_length: int,
         eps: float = 1e-5,
         momentum: float = 0.1,
+        estimator: Estimator = "ema",
         gamma: float = 0.1,
         init: Init = "orthogonal",
         seed: int = 0,
@@ -62,6 +65,7 @@ class BatchLstmCell(Cell):
                 max_length=max_length,
                 eps=eps,
                 momentum=momentum,
+                estimator=estimator,
                 gamma=gamma,
                 shift=shift,
                 device=device,

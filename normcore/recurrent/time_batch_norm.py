@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from normcore.norms.batch import Estimator
 from normcore.norms.masked import masked_mean_var
 from normcore.norms.norm import at_least_float32, scale_and_shift
 from normcore.recurrent.time_norm import TimeNorm
@@ -17,18 +18,23 @@ class TimeBatchNorm(TimeNorm):
         y = gamma (x - mean_t) / sqrt(var_t + eps) + beta
 
     gamma and beta are shared over time. In training mean_t and var_t are the batch's at time step t, var_t biased, over
-    the samples that are real then; running statistics move towards them, with the unbiased variance, as in
-    `normcore.norms.batch.BatchNorm`, to which this is equal at any one time step. A time step at which fewer than two
-    samples are real has no variance: its output is beta, and its running statistics stay as they are.
+    the samples that are real then, and the running statistics follow them. At any one time step this is
+    `normcore.norms.batch.BatchNorm`, with the same three estimates of the running statistics. A time step at which
+    fewer than two samples are real has no variance: its output is beta, and its running statistics stay as they are.
 
     In evaluation mean_t and var_t are the running statistics of time step t, or of the last time step that training has
     seen, where that came earlier: the paper's T_max is the longest sequence of the training, not a number to be set.
+
+    To compute the statistics anew, for weights that no longer move: set `estimator`, call `reset_statistics()`, and run
+    the training set once in training mode.
 
     Args:
         num_features: C, the values of a sample at a time step.
         max_length: Time steps that have statistics of their own; the longest sequence of the training.
         eps: Added to the variance, inside the root.
-        momentum: Weight of the newest batch in the running statistics.
+        momentum: Weight of the newest batch in the running statistics of `ema`.
+        estimator: Which estimate of the statistics evaluation uses: `ema`, `paper` (the mean over the batches, as in
+            section 3) or `population`.
         gamma: Initial value of gamma. The paper's 0.1 keeps tanh and sigmoid in their middle, where gradients pass;
             at 1 they vanish over time, and 0.01 and below trained unstably (section 4).
         shift: Learn beta; gamma always is.
@@ -47,9 +53,11 @@ class TimeBatchNorm(TimeNorm):
     running_mean: Tensor
     """`(max_length, C)`."""
     running_var: Tensor
-    """`(max_length, C)`, unbiased."""
+    """`(max_length, C)`, unbiased; of `population`, biased."""
     num_batches_tracked: Tensor
     """`(max_length,)`: batches in the running statistics of each time step."""
+    values_tracked: Tensor
+    """`(max_length,)`: samples in them."""
 
     def __init__(
         self,
@@ -58,6 +66,7 @@ class TimeBatchNorm(TimeNorm):
         max_length: int,
         eps: float = 1e-5,
         momentum: float = 0.1,
+        estimator: Estimator = "ema",
         gamma: float = 0.1,
         shift: bool = True,
         device: torch.device | str | None = None,
@@ -65,6 +74,7 @@ class TimeBatchNorm(TimeNorm):
     ) -> None:
         super().__init__()
         self.num_features, self.max_length, self.eps, self.momentum = num_features, max_length, eps, momentum
+        self.estimator: Estimator = estimator
         self.gamma, self.shift = gamma, shift
         weight, bias = scale_and_shift(num_features, affine=True, device=device, dtype=dtype)
         assert weight is not None
@@ -75,6 +85,7 @@ class TimeBatchNorm(TimeNorm):
         self.register_buffer("running_mean", torch.zeros(max_length, num_features, device=device, dtype=kept))
         self.register_buffer("running_var", torch.ones(max_length, num_features, device=device, dtype=kept))
         self.register_buffer("num_batches_tracked", torch.zeros(max_length, device=device, dtype=torch.long))
+        self.register_buffer("values_tracked", torch.zeros(max_length, device=device, dtype=torch.long))
 
     def forward(self, x: Tensor, *, time: int = 0, real: Tensor | None = None) -> Tensor:
         """The normalized values, `(N, T, C)`, float32 or better.
@@ -105,17 +116,32 @@ class TimeBatchNorm(TimeNorm):
         if real is None:
             real = torch.ones((samples, length), device=x.device, dtype=torch.bool)
         mean, var, count = (statistic[0].mT for statistic in masked_mean_var(x.mT, real, (0,)))
-        with torch.no_grad():
-            self._follow(slice(time, time + length), mean.detach(), var.detach(), count)
+        self._follow(slice(time, time + length), mean.detach(), var.detach(), count.detach())
         return mean, var
 
+    @torch.no_grad()
     def _follow(self, times: slice, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        enough = count >= 2
-        rate = self.momentum * enough.to(self.running_mean.dtype)
-        unbiased = var * count / (count - 1).clamp(min=1)
-        self.running_mean[times].lerp_(mean.to(rate.dtype), rate)
-        self.running_var[times].lerp_(unbiased.to(rate.dtype), rate)
-        self.num_batches_tracked[times].add_(enough[:, 0])
+        """Let the running statistics follow a batch: mean and biased var are `(T, C)`, count is `(T, 1)`."""
+        running_mean, running_var = self.running_mean[times], self.running_var[times]
+        kept, enough = running_mean.dtype, count >= 2
+        mean, var, count = mean.to(kept), var.to(kept), (count * enough).to(kept)
+        batches = self.num_batches_tracked[times].add_(enough[:, 0]).unsqueeze(1)
+        values = self.values_tracked[times].add_(count[:, 0].long()).unsqueeze(1)
+        if self.estimator == "population":
+            weight = count / values.clamp(min=1)
+            between = weight * (1 - weight) * (mean - running_mean).square()
+            running_var.lerp_(var, weight).add_(between)
+        else:
+            weight = enough / batches.clamp(min=1) if self.estimator == "paper" else self.momentum * enough
+            running_var.lerp_(var * count / (count - 1).clamp(min=1), weight.to(kept))
+        running_mean.lerp_(mean, weight.to(kept))
+
+    def reset_statistics(self) -> None:
+        """Put the running statistics back to 0 and 1, and the counts of batches and samples to 0."""
+        with torch.no_grad():
+            for buffer in self.buffers():
+                buffer.zero_()
+            self.running_var.fill_(1)
 
     def _of_population(self, time: int, length: int) -> tuple[Tensor, Tensor]:
         # Sequences are padded at their end, so the time steps that have been seen are the first ones.
@@ -127,5 +153,5 @@ class TimeBatchNorm(TimeNorm):
         """The values and the knobs."""
         return (
             f"{self.num_features}, max_length={self.max_length}, eps={self.eps}, momentum={self.momentum}, "
-            f"gamma={self.gamma}, shift={self.shift}"
+            f"estimator={self.estimator}, gamma={self.gamma}, shift={self.shift}"
         )

@@ -162,6 +162,25 @@ def test_half_scores_are_computed_in_float32_and_rounded_once(softmax, dtype):
     torch.testing.assert_close(masked_softmax(scores, mask).double().sum().item(), 1.0, rtol=5e-3, atol=0)
 
 
+def test_gradients_of_half_scores_are_computed_in_float32_too():
+    """p (g - sum(p g)) is a small difference of large numbers, of which p rounded to half leaves nothing."""
+    g = torch.tensor([1000.0, 1000.0, 1001.0], dtype=torch.float64)
+    everything = torch.ones(3, dtype=torch.bool)
+
+    def gradient(dtype: torch.dtype) -> Tensor:
+        scores = torch.tensor([0.0, 0.7, 1.9], dtype=torch.float16).to(dtype).requires_grad_()
+        (dx,) = torch.autograd.grad(masked_softmax(scores, everything), scores, g.to(dtype))
+        return dx.double()
+
+    torch.testing.assert_close(gradient(torch.float16), gradient(torch.float64), rtol=1e-3, atol=0)
+
+
+@each_softmax
+def test_anomaly_detection_finds_no_nan_inside_either(softmax):
+    with pytest.warns(UserWarning, match="Anomaly Detection"), torch.autograd.detect_anomaly():
+        zeroed_log(softmax, SCORES.clone().requires_grad_(), MASK).sum().backward()
+
+
 def test_vmap_over_rows_equals_the_whole():
     assert torch.equal(torch.func.vmap(masked_softmax)(SCORES, MASK), masked_softmax(SCORES, MASK))
     over_scores = torch.func.vmap(masked_softmax, in_dims=(0, None))(SCORES, MASK[1])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from normcore.norms.batch import BatchNorm
 from normcore.recurrent.time_batch_norm import TimeBatchNorm
 from normcore.refusal import Refusal
 
@@ -56,6 +57,38 @@ def test_a_time_step_of_one_real_sample_gives_beta_and_moves_no_statistics():
     assert (ours.running_mean[3] == 0).all()
     assert (ours.running_var[3] == 1).all()
     assert ours.num_batches_tracked.tolist() == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("estimator", ["ema", "paper", "population"])
+def test_statistics_computed_anew_are_those_of_batch_norm_on_the_real_samples(estimator):
+    """Each batch norm sees a time step's real samples alone, and no batch of fewer than two."""
+    ours = norm()
+    ours(100 * X)
+    theirs = [BatchNorm(3, estimator=estimator, affine=False, dtype=torch.float64) for _ in range(4)]
+    ours.estimator = estimator
+    ours.reset_statistics()
+    for real in (REAL[:, [1, 1, 2, 2]], REAL, torch.ones_like(REAL)):
+        x = torch.randn(5, 4, 3, generator=DRAWS, dtype=torch.float64)
+        ours(x, real=real)
+        for t, one in enumerate(theirs):
+            if real[:, t].sum() >= 2:
+                one(x[real[:, t], t])
+    torch.testing.assert_close(ours.running_mean, torch.stack([one.running_mean for one in theirs]))
+    torch.testing.assert_close(ours.running_var, torch.stack([one.running_var for one in theirs]))
+    assert ours.num_batches_tracked.tolist() == [3, 3, 3, 2]
+
+
+def test_the_population_is_all_real_samples_of_a_time_step_together():
+    ours, seen = norm(estimator="population"), [[], [], [], []]
+    for real in (REAL, ~REAL, torch.ones_like(REAL)):
+        x = torch.randn(5, 4, 3, generator=DRAWS, dtype=torch.float64)
+        ours(x, real=real)
+        for t in range(4):
+            if real[:, t].sum() >= 2:
+                seen[t].append(x[real[:, t], t])
+    torch.testing.assert_close(ours.running_mean, torch.stack([torch.cat(each).mean(0) for each in seen]))
+    torch.testing.assert_close(ours.running_var, torch.stack([torch.cat(each).var(0, correction=0) for each in seen]))
+    assert ours.values_tracked.tolist() == [len(torch.cat(each)) for each in seen]
 
 
 def test_time_steps_one_by_one_are_time_steps_together():
@@ -134,5 +167,5 @@ def test_a_sequence_beyond_max_length_is_refused_in_training():
 
 def test_repr_says_the_conventions():
     assert repr(norm(shift=False)) == (
-        "TimeBatchNorm(3, max_length=4, eps=1e-05, momentum=0.1, gamma=0.1, shift=False)"
+        "TimeBatchNorm(3, max_length=4, eps=1e-05, momentum=0.1, estimator=ema, gamma=0.1, shift=False)"
     )
