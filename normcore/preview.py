@@ -24,6 +24,7 @@ from normcore.refusal import Refusal
 from normcore.spec import JobSpec
 
 POINTERS = {
+    "activation-after-sum": "/model/activation_placement",
     "batch-larger-than-data": "/batch_size",
     "batch-of-one": "/batch_size",
     "channels-per-group-do-not-divide": "/norm/channels_per_group",

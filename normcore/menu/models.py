@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from normcore.menu.spec import Activation, Init, NormPlacement, Spec
 
@@ -55,4 +55,41 @@ class VggSpec(Spec):
         return f"vgg{self.depth}" + (f"w{self.width:g}" if self.width != 1 else "")
 
 
-ModelSpec = MlpSpec | VggSpec
+class ResNetSpec(Spec):
+    """ResNet (He et al. 2016): 3x3 convolutions in pairs, or bottlenecks of three, each with a way around it."""
+
+    kind: Literal["resnet"] = "resnet"
+    depth: Literal[8, 20, 32, 44, 56, 110, 18, 34, 50] = 20
+    """Layers with weights: 8 to 110 in the nets for CIFAR-10, of three stages; 18, 34, 50 in those for ImageNet."""
+    width: Annotated[float, Field(gt=0, le=64)] = 1.0
+    """Multiplier on the channels of every convolution."""
+    activation: Activation = "relu"
+    activation_placement: Literal["post", "pre"] = "post"
+    """post: after the addition (He et al. 2016a); pre: norm and activation before each convolution (2016b)."""
+    stem: Literal["small", "large"] = "small"
+    """small: a 3x3 convolution, for images of 32 pixels; large: 7x7 with stride 2 and a pooling, for 224."""
+    shortcut: Literal["padding", "projection"] | None = None
+    """Where a block changes the shape: zeros in new channels, or a 1x1 convolution; none: the paper's for the depth."""
+    zero_last_gamma: bool = False
+    """Let the scale of each branch's last norm start at zero, so that every block starts without its branch."""
+    init: Init = "he"
+    """How weights are drawn: glorot (Glorot & Bengio 2010) or he (He et al. 2015); biases start at zero."""
+    target: ClassVar[str] = "normcore.models.resnet:ResNet"
+
+    @model_validator(mode="after")
+    def _zero_gamma_needs_post(self) -> Self:
+        if self.zero_last_gamma and self.activation_placement == "pre":
+            raise ValueError(
+                "zero_last_gamma needs a norm at the end of each branch, got activation_placement pre, where it stands "
+                "before a relu that would never open; take post, or zero_last_gamma false"
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: `resnet20`, and with activations first `preresnet20`."""
+        pre = "pre" if self.activation_placement == "pre" else ""
+        return f"{pre}resnet{self.depth}" + (f"w{self.width:g}" if self.width != 1 else "")
+
+
+ModelSpec = MlpSpec | VggSpec | ResNetSpec

@@ -53,14 +53,23 @@ def block(linear: tuple[str, nn.Module], num_features: int, site: Site) -> nn.Se
         >>> [name for name, _ in block(("linear", nn.Linear(2, 3)), 3, site).named_children()]
         ['linear', 'activation', 'norm', 'noise']
     """
-    made = site.norm(num_features)
-    norm, noise = ("norm", made), ("noise", site.noise(num_features))
-    activation = ("activation", ACTIVATIONS[site.activation]())
-    if isinstance(made, Norm) and made.activates:
-        _check_relu_before(made, site)
-        activation = ("activation", nn.Identity())
+    norm, noise, activation = activated(num_features, site).named_children()
     parts = [linear, norm, noise, activation] if site.norm_placement == "before" else [linear, activation, norm, noise]
     return nn.Sequential(OrderedDict(parts))
+
+
+def activated(num_features: int, site: Site) -> nn.Sequential:
+    """A site by itself, without the map it follows: norm, noise, activation, whatever the placement.
+
+    Raises:
+        Refusal: The norm holds its own non-linearity, and the activation is not relu or stands before the norm.
+    """
+    norm = site.norm(num_features)
+    activation = ACTIVATIONS[site.activation]()
+    if isinstance(norm, Norm) and norm.activates:
+        _check_relu_before(norm, site)
+        activation = nn.Identity()
+    return nn.Sequential(OrderedDict(norm=norm, noise=site.noise(num_features), activation=activation))
 
 
 def _check_relu_before(norm: Norm, site: Site) -> None:

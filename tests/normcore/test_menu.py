@@ -18,14 +18,15 @@ from normcore.spec import MENU, JobSpec, kind_of
 SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": [6, 4]},
     "vgg": {"width": 0.0625},
+    "resnet": {"depth": 8, "width": 0.25},
     "group": {"num_groups": 2},
     "whitening": {"channels_per_group": 2},
     "iterative": {"channels_per_group": 2},
 }
 """Knobs that make a part small enough for a test."""
 
-REFUSED = {("mlp", "instance"), ("mlp", "filter_response")}
-"""Models on whose maps a norm can do nothing."""
+REFUSED = {("mlp", "instance"), ("mlp", "filter_response"), ("resnet", "filter_response")}
+"""Models on whose maps a norm can do nothing, or in which no activation follows every norm."""
 
 N = 4
 

@@ -110,6 +110,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
         None,
         "five poolings need an image of at least 32x32 pixels, got 16x16; set data.size to 32, or take the mlp",
     ),
+    "activation-after-sum": (
+        {"model": {"kind": "resnet", "depth": 8}, "norm": {"kind": "filter_response"}},
+        "/model/activation_placement",
+        "blocks.0.branch.1.norm",
+        (
+            "FilterResponseNorm holds its own non-linearity and takes the place of a relu that follows it, got "
+            "activation_placement post, where an addition stands between them; take pre, or a norm without a "
+            "non-linearity"
+        ),
+    ),
     "norm-activates": (
         {"model": VGG | {"activation": "tanh"}, "norm": {"kind": "filter_response"}},
         "/model/activation",
