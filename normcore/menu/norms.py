@@ -39,6 +39,10 @@ class GroupNormSpec(Spec):
     kind: Literal["group"] = "group"
     num_groups: Annotated[int, Field(ge=1, le=65536)] = 32
     """Groups of channels; must divide the channels of every layer."""
+    channels_per_group: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Channels of a group, the same in every layer, in the place of num_groups."""
+    divisibility: Divisibility = "error"
+    """Where the groups do not divide the channels of a layer: error, or the nearest number that does."""
     eps: Eps = 1e-5
     """Added to the variance, inside the root."""
     affine: bool = True

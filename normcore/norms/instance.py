@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from normcore.norms.claims import Claims
-from normcore.norms.norm import Norm, at_least_float32, check_channels, pixels_of, scale_and_shift
+from normcore.norms.grouped import normalize_groups
+from normcore.norms.norm import Norm, check_channels, pixels_of, scale_and_shift
 from normcore.refusal import Refusal
 
 
@@ -16,8 +16,10 @@ class InstanceNorm(Norm):
 
         y = gamma (x - mean) / sqrt(var + eps) + beta
 
-    var is biased; gamma and beta are per channel. The same in training and evaluation: no running statistics. Group
-    norm with a group per channel, and batch norm (in training) of a batch of one sample.
+    var is biased; gamma and beta are per channel, and all that is learned. The same in training and evaluation: no
+    running statistics, where torch can keep some. Group norm with a group per channel, and batch norm (in training) of
+    a batch of one sample. It takes out what a channel is on average in an image, its contrast and its brightness, so
+    that only the pattern is left: style transfer wants that, classification mostly does not.
 
     Args:
         num_features: C, the channels.
@@ -60,9 +62,7 @@ class InstanceNorm(Norm):
                 "instance norm needs more than one pixel in a map, got 1; "
                 "take layer or group norm, which look at several channels, or larger maps",
             )
-        y = functional.instance_norm(x.to(at_least_float32(x.dtype)), weight=self.weight, bias=self.bias, eps=self.eps)
-        # torch's instance norm returns its own memory format; a net in channels_last would be copied back and forth.
-        return torch.empty_like(x).copy_(y) if y.stride() != x.stride() else y.to(x.dtype)
+        return normalize_groups(x, self.num_features, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         """The channels and the knobs."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from normcore.norms.claims import Claims
-from normcore.norms.norm import Norm, at_least_float32, check_channels, pixels_of, scale_and_shift
+from normcore.norms.grouped import normalize_groups
+from normcore.norms.norm import Norm, check_channels, pixels_of, scale_and_shift
 from normcore.refusal import Refusal
 
 
@@ -16,9 +16,12 @@ class LayerNorm(Norm):
 
         y = gamma (x - mean) / sqrt(var + eps) + beta
 
-    var is biased; gamma and beta are per channel. This is layer norm as convolutional nets use it (Wu & He 2018); the
-    norms of that name which normalize the channels of each pixel by itself are another function. Without pixels, on
-    `(N, C)`, both are `torch.nn.LayerNorm(C)`.
+    var is biased; gamma and beta are per channel, and all that is learned. The same in training and evaluation,
+    whatever the batch. This is layer norm as convolutional nets use it (Wu & He 2018); the norm of that name in
+    transformers and ConvNeXt, which normalizes the channels of each pixel by itself, is another function,
+    `normcore.norms.layer_channels`. Without pixels, on `(N, C)`, both are `torch.nn.LayerNorm(C)`.
+
+    With a mask the statistics of a sample run over its real tokens only, and its padding comes out as zero.
 
     Args:
         num_features: C, the channels.
@@ -48,11 +51,12 @@ class LayerNorm(Norm):
         self.num_features, self.eps, self.affine = num_features, eps, affine
         self.weight, self.bias = scale_and_shift(num_features, affine=affine, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The normalized input, `(N, C, *)`.
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The normalized input, `(N, C, *)`; with a mask, `(N, *)` and True where a token is real, zero elsewhere.
 
         Raises:
-            Refusal: A sample is a single value, which would become zero whatever it is; or C is not `num_features`.
+            Refusal: A sample is a single value, which would become zero whatever it is; C is not `num_features`; or the
+                mask is not a mask of the input.
         """
         check_channels(x, self.num_features)
         if self.num_features == 1 and pixels_of(x) == 1:
@@ -60,9 +64,7 @@ class LayerNorm(Norm):
                 "one-value-layer",
                 "layer norm needs more than one value in a sample, got 1 channel of 1 pixel; take more channels",
             )
-        # On some devices torch keeps the statistics of half inputs in half, and under autocast it returns float32.
-        y = functional.group_norm(x.to(at_least_float32(x.dtype)), 1, self.weight, self.bias, self.eps)
-        return y.to(x.dtype)
+        return normalize_groups(x, 1, self.weight, self.bias, self.eps, mask)
 
     def extra_repr(self) -> str:
         """The channels and the knobs."""

@@ -54,3 +54,57 @@ def test_groups_of_a_single_value_are_refused(shape):
         GroupNorm(6, num_groups=6)(torch.randn(shape))
     assert refused.value.code == "one-value-group"
     assert GroupNorm(6, num_groups=3)(torch.randn(shape)).abs().max() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("num_features", "num_groups", "taken"), [(48, 32, 24), (16, 32, 16), (7, 4, 1), (6, 5, 3), (64, 32, 32)]
+)
+def test_nearest_takes_the_largest_divisor_not_above_and_says_so(num_features, num_groups, taken):
+    norm = GroupNorm(num_features, num_groups=num_groups, divisibility="nearest")
+    assert norm.num_groups == taken
+    said = f"num_groups={taken} (nearest to {num_groups})" if taken != num_groups else f"num_groups={taken},"
+    assert said in repr(norm)
+    x = torch.randn(2, num_features, 3)
+    assert torch.equal(norm(x), GroupNorm(num_features, num_groups=taken)(x))
+
+
+def test_channels_per_group_takes_the_place_of_num_groups():
+    norm = GroupNorm(6, channels_per_group=2, dtype=torch.float64)
+    assert norm.num_groups == 3
+    assert torch.equal(norm(X), group(3)(X))
+    nearest = GroupNorm(6, channels_per_group=4, divisibility="nearest")
+    assert nearest.num_groups == 2
+    assert "num_groups=2 (nearest to 4 channels each)" in repr(nearest)
+    with pytest.raises(
+        Refusal, match="channels_per_group must divide num_features, got channels_per_group 4 and"
+    ) as refused:
+        GroupNorm(6, channels_per_group=4)
+    assert refused.value.code == "channels-per-group-do-not-divide"
+
+
+def test_takes_a_mask_and_refuses_another_shape():
+    mask = torch.ones(3, 4, 4, dtype=torch.bool)
+    torch.testing.assert_close(group(2)(X, mask), group(2)(X))
+    mask[1] = False
+    assert (group(2)(X, mask)[1] == 0).all()
+    with pytest.raises(Refusal, match="a mask must have the shape"):
+        group(2)(X, mask[:, 0])
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 6])
+def test_scaling_and_shifting_a_sample_changes_nothing_and_its_sign_the_sign(num_groups):
+    norm = group(num_groups, eps=1e-30)
+    torch.testing.assert_close(norm(3 * X + 7), norm(X))
+    torch.testing.assert_close(norm(-X), -norm(X))
+    shift = torch.arange(6.0, dtype=torch.float64).view(6, 1, 1)
+    assert ((norm(X + shift) - norm(X)).abs().max() < 1e-9) == (num_groups == 6)
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 6])
+def test_weight_and_bias_can_recover_the_input(num_groups):
+    x, norm = X[:1], group(num_groups)
+    in_groups = x.view(num_groups, -1)
+    with torch.no_grad():
+        norm.weight.copy_((in_groups.var(1, correction=0) + norm.eps).sqrt().repeat_interleave(6 // num_groups))
+        norm.bias.copy_(in_groups.mean(1).repeat_interleave(6 // num_groups))
+    torch.testing.assert_close(norm(x), x)

@@ -35,3 +35,20 @@ def test_a_sample_of_a_single_value_is_refused(shape):
         LayerNorm(1)(torch.randn(shape))
     assert refused.value.code == "one-value-layer"
     assert LayerNorm(1)(torch.randn(3, 1, 2)).count_nonzero() > 0
+
+
+def test_takes_a_mask():
+    x, norm = randn(3, 6, 4), LayerNorm(6, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]).bool()
+    y = norm(x, mask)
+    torch.testing.assert_close(y[0, :, :2], norm(x[:1, :, :2])[0])
+    torch.testing.assert_close(y[1], norm(x)[1])
+    assert (y[0, :, 2:] == 0).all()
+    assert (y[2] == 0).all()
+
+
+def test_scaling_and_shifting_a_sample_changes_nothing_but_shifting_a_channel_does():
+    x, norm = randn(3, 6, 4, 4), LayerNorm(6, eps=1e-30, dtype=torch.float64)
+    torch.testing.assert_close(norm(3 * x + 7), norm(x))
+    torch.testing.assert_close(norm(-x), -norm(x))
+    assert (norm(x + torch.arange(6.0).view(6, 1, 1)) - norm(x)).abs().max() > 1

@@ -1,0 +1,261 @@
+"""Statistics over groups of channels: the arithmetic of layer, group and instance norm."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from normcore.norms.masked import check_mask, masked_mean_var, zero_where_masked
+from normcore.norms.norm import at_least_float32
+
+CHUNK = 2**19
+"""Elements, 2 MiB in float32, up to which a temporary stays in the cache of a CPU."""
+
+
+def normalize_groups(
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, mask: Tensor | None = None
+) -> Tensor:
+    """Each group of channels of each sample by its mean and biased variance, then scaled and shifted per channel.
+
+    One group is layer norm, a group per channel is instance norm.
+
+    Where the channels of a pixel lie next to each other in memory (channels_last, or tokens seen as `(N, C, L)`),
+    torch's kernel for CPUs takes the variance in one pass, mean(x^2) - mean(x)^2, which in float32 is off by some
+    percent where the mean is a hundred standard deviations, and its backward pass takes tens to hundreds of copies of
+    the input. There the mean is subtracted first, and the closed form of the derivative is written out.
+
+    Args:
+        x: `(N, C, *)`.
+        num_groups: Divides C.
+        weight: Gamma, `(C,)`, or none.
+        bias: Beta, `(C,)`, or none; both or neither.
+        eps: Added to the variance, inside the root.
+        mask: `(N, *)`, True where a token is real; or none.
+
+    Example:
+        >>> normalize_groups(torch.tensor([[1.0, 3.0, 10.0, 30.0]]), 2, None, None, 1e-5).round(decimals=3)
+        tensor([[-1.,  1., -1.,  1.]])
+    """
+    if mask is not None:
+        return _masked(x, mask, num_groups, weight, bias, eps)
+    if not torch.compiler.is_compiling() and channels_innermost(x):
+        differentiated = torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
+        normalize: Callable[..., tuple[Tensor, ...]] = _Innermost.apply if differentiated else _Innermost.forward
+        return normalize(x, weight, bias, num_groups, eps)[0]
+    if x.is_cpu and weight is not None:
+        # Its kernels for CPUs take half inputs with float32 parameters, and then keep float32 statistics.
+        return torch.group_norm(x, num_groups, weight, bias, eps)
+    # On other devices torch keeps the statistics of half inputs in half, and under autocast it returns float32.
+    return torch.group_norm(x.to(at_least_float32(x.dtype)), num_groups, weight, bias, eps).to(x.dtype)
+
+
+def channels_innermost(x: Tensor) -> bool:
+    """Whether the channels of a pixel lie next to each other in memory, as in channels_last, and pixels do not.
+
+    Example:
+        >>> tokens = torch.zeros(2, 10, 8)
+        >>> channels_innermost(tokens), channels_innermost(tokens.mT)
+        (False, True)
+    """
+    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+
+
+def _masked(x: Tensor, mask: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    check_mask(x, mask)
+    # One dimension more, so that there is one to sum over where x has no pixels.
+    mask = mask.unsqueeze(-1)
+    real = zero_where_masked(x.to(at_least_float32(x.dtype)).unsqueeze(-1), mask)
+    mean, var, _ = masked_mean_var(real, mask, range(2, real.dim()))
+    # All channels have the same number of real tokens, so that the variance of a group is the mean of theirs and the
+    # variance of their means.
+    in_groups = (x.shape[0], num_groups, -1, *mean.shape[2:])
+    means, variances = mean.view(in_groups), var.view(in_groups)
+    mean = means.mean(2, keepdim=True)
+    var = (variances + (means - mean).square()).mean(2, keepdim=True)
+    y = (real - mean.expand_as(means).flatten(1, 2)) * torch.rsqrt(var + eps).expand_as(means).flatten(1, 2)
+    if weight is not None and bias is not None:
+        per_channel = (-1, *[1] * (y.dim() - 2))
+        y = y * weight.view(per_channel) + bias.view(per_channel)
+    return zero_where_masked(y, mask).squeeze(-1).to(x.dtype)
+
+
+class _Innermost(Function):
+    """Group norm of an input whose channels are innermost, and its statistics: all three with their derivatives."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The output; mean and 1 / sqrt(var + eps) of the groups, `(N, num_groups)`."""
+        rows = _rows(x)
+        n, pixels, c = rows.shape
+        if x.dtype == torch.bfloat16 and _mixes(x, weight) and (pixels >= 1024 or _fills(c // num_groups, x)):
+            # A bfloat16 has lost more to its own rounding than one pass in float32 loses.
+            maps = rows.unsqueeze(1).movedim(-1, 1)
+            y, mean, rstd = torch.native_group_norm(maps, weight, bias, n, c, pixels, num_groups, eps)
+            return _unrow(y.movedim(1, -1), x), mean, rstd
+        mean = _over_groups(_piecewise(_mean, rows), num_groups) * num_groups / c
+        var = _over_groups(_piecewise(_mean_square, rows, _to_channels(mean, c)), num_groups) * num_groups / c
+        rstd = torch.rsqrt(var + eps)
+        scale = _to_channels(rstd, c) if weight is None else _to_channels(rstd, c) * weight
+        shift = -_to_channels(mean, c) * scale
+        return _unrow(_rounded(_line, rows, scale, shift if bias is None else shift + bias), x), mean, rstd
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep the input and the statistics."""
+        x, weight, _, num_groups, _ = inputs
+        ctx.num_groups = num_groups
+        ctx.save_for_backward(x, weight, *output[1:])
+        ctx.save_for_forward(x, weight, *output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad: Tensor | None, grad_mean: Tensor | None, grad_rstd: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of x, weight and bias.
+
+        With sums over pixels `s = sum(g)`, `t = sum(g xhat)` and over a group's k values, per channel scale a = gamma
+        rstd: dx = a g - rstd sum(gamma s) / k - rstd xhat sum(gamma t) / k, which is a line in g and in x.
+        """
+        x, weight, mean, rstd = ctx.saved_tensors
+        num_groups: int = ctx.num_groups
+        rows = _rows(x)
+        n, pixels, c = rows.shape
+        in_group = c // num_groups
+        g = torch.zeros_like(rows) if grad is None else _rows(grad)
+        if not torch.is_grad_enabled() and grad_mean is grad_rstd is None and _mixes(x, weight) and _fills(in_group, x):
+            affine = weight is not None
+            maps, g = rows.unsqueeze(1).movedim(-1, 1), g.unsqueeze(1).movedim(-1, 1)
+            dx, d_weight, d_bias = torch.ops.aten.native_group_norm_backward(
+                g, maps, mean, rstd, weight, n, c, pixels, num_groups, (True, affine, affine)
+            )
+            return _unrow(dx.movedim(1, -1), x), d_weight, d_bias, None, None
+        s = _piecewise(_sum, g)
+        t = (_piecewise(_sum_product, g, rows) - _to_channels(mean, c) * s) * _to_channels(rstd, c)
+        scale = _to_channels(rstd, c)
+        d_weight = d_bias = None
+        if weight is not None:
+            d_weight, d_bias, scale = t.sum((0, 1)), s.sum((0, 1)), scale * weight
+            s, t = s * weight, t * weight
+        count = pixels * in_group
+        slope = rstd.square() * _over_groups(t, num_groups)
+        level = -rstd * _over_groups(s, num_groups)
+        if grad_rstd is not None:
+            slope = slope + rstd**3 * grad_rstd
+        if grad_mean is not None:
+            level = level + grad_mean
+        slope = slope / -count
+        level = level / count - slope * mean
+        dx = _rounded(_plane, rows, g, _to_channels(slope, c), scale, _to_channels(level, c))
+        return _unrow(dx, x), d_weight, d_bias, None, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any, x_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, *_others: None
+    ) -> tuple[Tensor, ...]:
+        """How the output and the statistics move with the inputs."""
+        x, weight, mean, rstd = ctx.saved_tensors
+        rows = _rows(x).to(mean.dtype)
+        c = x.shape[1]
+        count = rows.shape[1] * c // ctx.num_groups
+        along = torch.zeros_like(rows) if x_t is None else _rows(x_t).to(mean.dtype)
+        normalized = (rows - _to_channels(mean, c)) * _to_channels(rstd, c)
+        mean_t = _over_groups(along.sum(1, keepdim=True), ctx.num_groups) / count
+        rstd_t = _over_groups((along * normalized).sum(1, keepdim=True), ctx.num_groups) * rstd.square() / -count
+        y_t = (along - _to_channels(mean_t, c)) * _to_channels(rstd, c) + normalized * _to_channels(rstd_t / rstd, c)
+        if weight is not None:
+            y_t = y_t * weight
+        if weight_t is not None:
+            y_t = y_t + normalized * weight_t
+        if bias_t is not None:
+            y_t = y_t + bias_t
+        return _unrow(y_t.to(x.dtype), x), mean_t, rstd_t
+
+
+# A Function with a context of its own looks up its signature at every call, which takes longer than a small kernel.
+_Innermost.forward.__signature__ = inspect.signature(_Innermost.forward)  # type: ignore[attr-defined]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """`(N, C, *)` as `(N, pixels, C)`, with the channels innermost in memory too."""
+    return x.movedim(1, -1).reshape(x.shape[0], -1, x.shape[1]).contiguous()
+
+
+def _unrow(rows: Tensor, x: Tensor) -> Tensor:
+    return rows.reshape(x.movedim(1, -1).shape).movedim(-1, 1)
+
+
+def _mixes(x: Tensor, weight: Tensor | None) -> bool:
+    """Whether torch's kernel keeps the statistics of `x` in float32 or better: on CPUs, by the parameters' dtype."""
+    return x.is_cpu and (weight is not None or x.dtype == at_least_float32(x.dtype))
+
+
+def _fills(channels: int, x: Tensor) -> bool:
+    """Whether so many channels of a pixel fill a vector register, without which torch's kernels take each by itself."""
+    return channels * x.element_size() >= 32
+
+
+def _over_groups(per_channel: Tensor, num_groups: int) -> Tensor:
+    """`(N, 1, C)` summed to `(N, num_groups)`."""
+    return per_channel.reshape(per_channel.shape[0], num_groups, -1).sum(-1)
+
+
+def _to_channels(per_group: Tensor, num_features: int) -> Tensor:
+    """`(N, num_groups)` repeated to `(N, 1, C)`."""
+    n, num_groups = per_group.shape
+    return per_group.unsqueeze(-1).expand(n, num_groups, num_features // num_groups).reshape(n, 1, num_features)
+
+
+def _piecewise(compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`compute(*tensors)`, a few samples at a time, so that its temporaries stay in the cache of a CPU."""
+    first = tensors[0]
+    if first.numel() <= CHUNK or not first.is_cpu:
+        return compute(*tensors)
+    samples = max(1, CHUNK * first.shape[0] // first.numel())
+    return torch.cat([compute(*piece) for piece in zip(*(torch.split(t, samples) for t in tensors), strict=True)])
+
+
+def _rounded(compute: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
+    """`compute` in the dtype of `x`: at once, or piecewise where that needs a wider temporary."""
+    if x.dtype == at_least_float32(x.dtype):
+        return compute(x, *others)
+    return _piecewise(lambda *piece: compute(*piece).to(x.dtype), x, *others)
+
+
+def _sum(x: Tensor) -> Tensor:
+    return x.to(at_least_float32(x.dtype)).sum(1, keepdim=True)
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.to(at_least_float32(x.dtype)).mean(1, keepdim=True)
+
+
+def _mean_square(x: Tensor, mean: Tensor) -> Tensor:
+    deviations = x.to(mean.dtype) - mean
+    squares = deviations.square() if torch.is_grad_enabled() else deviations.mul_(deviations)
+    return squares.mean(1, keepdim=True)
+
+
+def _sum_product(x: Tensor, y: Tensor) -> Tensor:
+    dtype = at_least_float32(x.dtype)
+    return (x.to(dtype) * y.to(dtype)).sum(1, keepdim=True)
+
+
+def _line(x: Tensor, slope: Tensor, level: Tensor) -> Tensor:
+    x = x.to(slope.dtype)
+    # In forward mode torch's addcmul does not broadcast its first argument as it should.
+    return x * slope + level if torch.is_grad_enabled() else torch.addcmul(level, x, slope)
+
+
+def _plane(x: Tensor, y: Tensor, slope_x: Tensor, slope_y: Tensor, level: Tensor) -> Tensor:
+    z, y = _line(x, slope_x, level), y.to(level.dtype)
+    return z + y * slope_y if torch.is_grad_enabled() else z.addcmul_(y, slope_y)
