@@ -1,7 +1,7 @@
 """The science of Normcore: norms, noise, models, data, probes, training; knows no HTTP, queue or database.
 
-What a notebook wants is loaded when it is first asked for, so that `normcore.spec` stays free of torch: the classes
-`JobSpec` and `DataFolders`, and the modules.
+What a notebook wants is loaded when it is first asked for, so that `normcore.spec` stays free of torch: modules,
+classes and functions, all that `__all__` names.
 
     >>> import normcore
     >>> job = normcore.JobSpec.model_validate({"model": {"kind": "mlp"}, "data": {"kind": "digits", "size": 8}})
@@ -14,16 +14,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from normcore import build, preview, spec, train
+    from normcore.attention.masked_softmax import masked_softmax
     from normcore.certificate.certify import certify
     from normcore.data.folders import DataFolders
+    from normcore.recurrent.batch_lstm import BatchLstmCell
+    from normcore.recurrent.layer_lstm import LayerLstmCell
+    from normcore.recurrent.lstm import Lstm
+    from normcore.recurrent.lstm_cell import LstmCell
     from normcore.spec import JobSpec
 
-__all__ = ["DataFolders", "JobSpec", "build", "certify", "preview", "spec", "train"]
+__all__ = [
+    "BatchLstmCell",
+    "DataFolders",
+    "JobSpec",
+    "LayerLstmCell",
+    "Lstm",
+    "LstmCell",
+    "build",
+    "certify",
+    "masked_softmax",
+    "preview",
+    "spec",
+    "train",
+]
 
 _CLASSES = {
+    "BatchLstmCell": "normcore.recurrent.batch_lstm",
     "DataFolders": "normcore.data.folders",
     "JobSpec": "normcore.spec",
+    "LayerLstmCell": "normcore.recurrent.layer_lstm",
+    "Lstm": "normcore.recurrent.lstm",
+    "LstmCell": "normcore.recurrent.lstm_cell",
     "certify": "normcore.certificate.certify",
+    "masked_softmax": "normcore.attention.masked_softmax",
 }
 
 

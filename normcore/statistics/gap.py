@@ -106,17 +106,17 @@ class _Seen:
         return Gap(path, *torch.stack([output, *self.statistics[-1].unbind()]).tolist())
 
 
-def _of_statistics(layer: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+def _of_statistics(layer: nn.Module, x: Tensor, *others: Any, **named: Any) -> Tensor:
     """The gaps of mean and spread, in float64."""
     kept = {name: value.double() for name, value in running_statistics(layer).items()}
     gathers = gathering(layer)
     unknown = torch.full((), nan, dtype=torch.float64, device=x.device)
     if gathers is None:
         return torch.stack([unknown, unknown])
-    new = gathers.statistics(gathers.moments(x, mask), unbiased=True)
+    new = gathers.statistics(gathers.moments(x, *others, **named), unbiased=True)
     mean = unknown
     if "running_mean" in new:
-        _, var = mean_and_var(channel_moments(x, mask), unbiased=False)
+        _, var = mean_and_var(channel_moments(x, *others, **named), unbiased=False)
         mean = _ratio(_norm(new["running_mean"] - kept["running_mean"]), _norm(var.sqrt()))
     spreads = [name for name in new if name != "running_mean"]
     difference = torch.cat([(new[name] - kept[name]).flatten() for name in spreads])

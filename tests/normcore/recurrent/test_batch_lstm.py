@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from normcore.recurrent.batch_lstm import BatchLstmCell
 from normcore.recurrent.lstm import Lstm
 from normcore.recurrent.lstm_cell import LstmCell
+from normcore.statistics import freeze_statistics, recompute_statistics, train_eval_gap
 
 N, T, D, H, EPS = 4, 5, 2, 3, 1e-3
 DRAWS = torch.Generator().manual_seed(0)
@@ -116,3 +117,15 @@ def test_statistics_are_each_time_steps_own_and_scales_are_shared():
     assert model.norm_c.running_var.shape == (T, H)
     assert len(model.norm_c.running_var.unique(dim=0)) == T
     assert model.norm_h.weight.shape == (4 * H,)
+
+
+def test_the_statistics_of_time_steps_can_be_frozen_and_are_named_where_they_are_not_recomputed():
+    model = Lstm(cell())
+    model(X)
+    recomputed = recompute_statistics(model, [X])
+    assert recomputed.unknown == ("cell.norm_h", "cell.norm_x", "cell.norm_c")
+    with freeze_statistics(model):
+        torch.testing.assert_close(model(X[:1])[0], model(X)[0][:1])
+    gaps = {gap.layer: gap.output for gap in train_eval_gap(model, X)}
+    assert list(gaps) == list(recomputed.unknown)
+    assert all(gap > 0.1 for gap in gaps.values())
