@@ -36,8 +36,10 @@ POINTERS = {
     "one-pixel-map": "/norm/kind",
     "one-value-group": "/norm/num_groups",
     "one-value-layer": "/norm/kind",
+    "one-value-virtual-batch": "/norm/virtual_batch_size",
     "too-few-values-to-whiten": "/norm/channels_per_group",
     "too-many-parameters": "/model",
+    "virtual-batch-does-not-divide": "/norm/virtual_batch_size",
 }
 """Where in the spec a refusal is to be mended, by its code; the whole spec for one that is not here."""
 

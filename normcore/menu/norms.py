@@ -320,6 +320,7 @@ NormSpec = (
     | GroupNormSpec
     | LayerNormSpec
     | InstanceNormSpec
+    | GhostBatchNormSpec
     | FilterResponseNormSpec
     | LocalResponseNormSpec
     | WhiteningSpec

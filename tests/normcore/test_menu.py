@@ -20,6 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "vgg": {"width": 0.0625},
     "resnet": {"depth": 8, "width": 0.25},
     "group": {"num_groups": 2},
+    "ghost": {"virtual_batch_size": 2},
     "whitening": {"channels_per_group": 2},
     "iterative": {"channels_per_group": 2},
 }
@@ -79,7 +80,7 @@ def test_every_norm_is_a_norm_that_keeps_shape_dtype_and_memory_format(spec):
     norm = made.part()(4, **made.knobs())
     assert isinstance(norm, Norm)
     assert norm.num_features == 4
-    x = torch.randn(3, 4, 5, 5).to(memory_format=torch.channels_last)
+    x = torch.randn(N, 4, 5, 5).to(memory_format=torch.channels_last)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         y = norm(x.to(dtype))
         assert (y.shape, y.dtype) == (x.shape, dtype)

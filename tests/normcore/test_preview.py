@@ -80,6 +80,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
             "take layer or group norm, which look at several channels, or larger maps"
         ),
     ),
+    "one-value-virtual-batch": (
+        {"model": MLP, "norm": {"kind": "ghost", "virtual_batch_size": 1}},
+        "/norm/virtual_batch_size",
+        "blocks.0.norm",
+        (
+            "a virtual batch needs more than one value of a channel, got virtual_batch_size 1 on maps of 1 pixel; "
+            "take a larger virtual_batch_size"
+        ),
+    ),
+    "virtual-batch-does-not-divide": (
+        {"norm": {"kind": "ghost"}, "batch_size": 100},
+        "/norm/virtual_batch_size",
+        "blocks.0.norm",
+        (
+            "virtual_batch_size must divide the batch, got virtual_batch_size 32 and a batch of 100 samples; "
+            "take a divisor of 100, such as 25, or drop a last batch that is smaller than the others"
+        ),
+    ),
     "one-value-layer": (
         {"model": {"kind": "mlp", "hidden": [5, 1]}, "norm": {"kind": "layer"}},
         "/norm/kind",
