@@ -1,4 +1,6 @@
-"""The command line: `normcore up | demo | submit | watch | ls | cancel | preview`; it reaches the API by HTTP only.
+"""The command line: `normcore up | demo | submit | watch | ls | cancel | preview | certify`.
+
+It reaches the API by HTTP only; `certify` needs no laboratory.
 
 Heavy packages are imported by the command that needs them, so that help comes at once.
 """
@@ -6,9 +8,9 @@ Heavy packages are imported by the command that needs them, so that help comes a
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -21,14 +23,17 @@ if TYPE_CHECKING:
     from api.views import JobView
     from worker.settings import Settings
 
-FAILED, REFUSED, DIVERGED, CANCELLED, INTERRUPTED = 1, 2, 3, 4, 130
+FAILED, REFUSED, DIVERGED, CANCELLED, REFUTED, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
 EXITS = {State.FAILED: FAILED, State.DIVERGED: DIVERGED, State.CANCELLED: CANCELLED}
 
 app = typer.Typer(
     name="normcore",
     help="A laboratory for normalization in deep networks, run as a service.",
-    epilog=f"Exit status: {FAILED} failed, {REFUSED} refused input, {DIVERGED} diverged, {CANCELLED} cancelled.",
+    epilog=(
+        f"Exit status: {FAILED} failed, {REFUSED} refused input, {DIVERGED} diverged, {CANCELLED} cancelled, "
+        f"{REFUTED} a claim refuted."
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -175,6 +180,70 @@ def preview(order: OrderWords, *, api: Api = None, as_json: AsJson = False) -> N
         f"  memory          {seen.memory_mib:.0f} MiB\n"
         f"  steps           {seen.num_steps:,} ({seen.steps_per_epoch:,} per epoch)"
     )
+
+
+@app.command()
+def certify(
+    layer: Annotated[
+        str | None,
+        typer.Argument(metavar="LAYER", help="A norm of the menu, or module:Class of your own.", show_default=False),
+    ] = None,
+    *,
+    whole_shelf: Annotated[bool, typer.Option("--all", help="Every norm of the menu.")] = False,
+    arg: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An argument of the layer; may be repeated.")
+    ] = None,
+    num_features: Annotated[int | None, typer.Option(min=1, max=65536, help="Channels; 8 when not given.")] = None,
+    like: Annotated[str | None, typer.Option(metavar="KIND", help="Claim what this norm of the menu claims.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="ROWS", help="Only these rows, such as conventions; may be repeated.")
+    ] = None,
+    inductor: Annotated[bool, typer.Option("--inductor", help="Compile with inductor; takes minutes.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Export to ONNX too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Try what a normalization layer claims: normcore certify group, or mine:MyNorm --like batch for your own."""
+    from normcore.refusal import Refusal
+
+    if whole_shelf == (layer is not None):
+        _give_up("certify takes a layer, or --all for every norm of the menu; give one of the two", REFUSED)
+    if whole_shelf and (arg or like is not None or num_features is not None):
+        _give_up("--arg, --like and --num-features are for a single layer, got one of them with --all", REFUSED)
+    backend = "inductor" if inductor else "aot_eager"
+    try:
+        passed = _certify(
+            layer, arg or (), num_features, as_json=as_json, like=like, groups=only, backend=backend, onnx=onnx
+        )
+    except Refusal as refusal:
+        _give_up(str(refusal), REFUSED)
+    raise typer.Exit(0 if passed else REFUTED)
+
+
+def _certify(name: str | None, words: Sequence[str], num_features: int | None, *, as_json: bool, **how: Any) -> bool:
+    """Whether all claims of the layer held, or of every norm of the menu where none is named; shown as they come."""
+    from api.certificate_table import certificate_table
+    from api.typed_layer import typed_layer
+    from normcore.certificate.certify import certify
+    from normcore.certificate.shelf import shelf
+
+    made = []
+    console = _console()
+    for kind in shelf() if name is None else [name]:
+        made.append(found := certify(typed_layer(kind, words, num_features), **how))
+        if as_json:
+            continue
+        if name is None:
+            _print(f"{kind:18} {found.summary()}")
+        else:
+            _print(f"{found.layer} on {found.shape}")
+        rows = found.failures if name is None else found.rows
+        if rows:
+            console.print(certificate_table(rows))
+    if as_json:
+        _print(made[0].to_json() if name is not None else f"[{', '.join(found.to_json() for found in made)}]")
+    elif name is not None:
+        _print(made[0].summary())
+    return all(found.passed for found in made)
 
 
 def _watch(client: Client, job: JobView, *, as_json: bool) -> NoReturn:

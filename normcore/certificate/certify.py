@@ -34,7 +34,7 @@ def certify(
     claims: Claims | None = None,
     like: str | None = None,
     shape: tuple[int, ...] | None = None,
-    groups: Collection[Group] = GROUPS,
+    groups: Collection[Group] | None = None,
     backend: str = "aot_eager",
     onnx: bool = False,
 ) -> Certificate:
@@ -51,7 +51,7 @@ def certify(
             promises of its own; otherwise nothing.
         like: A norm of the menu, by its kind, whose claims it makes.
         shape: Of the inputs; else the first of some small ones that the layer takes.
-        groups: Which rows to try; those that every layer owes always are.
+        groups: Which rows to try, all when not given; those that every layer owes always are.
         backend: Of `torch.compile`; `inductor` generates code, which takes longer.
         onnx: Export to ONNX as well.
 
@@ -79,7 +79,7 @@ def certify(
         twin = copy.deepcopy(layer)
         trial = Trial(twin, claims, (), device, backend)
         trial = replace(trial, shape=tuple(shape) if shape is not None else _fitting_shape(trial))
-        checks = _checks(groups, tracing.checks(onnx=onnx))
+        checks = _checks(GROUPS if groups is None else groups, tracing.checks(onnx=onnx))
         return Certificate(repr(layer), trial.shape, _rows(trial, checks))
 
 

@@ -53,18 +53,18 @@ def _variance(trial: Trial) -> Observation:
 
 def _running_variance(trial: Trial) -> Observation:
     """What a layer that has seen one batch for ever holds of it."""
-    layer, x = _settled(trial)
+    layer, x = _settled(trial, scale=1e6)
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    corrections = {"biased": 0, "unbiased": 1}
     if isinstance(held := getattr(layer, "running_var", None), Tensor) and held.shape == trial.shape[1:2]:
-        dims = [dim for dim in range(x.dim()) if dim != 1]
-        errors = {
-            word: largest(held / x.var(dims, correction=correction) - 1)
-            for word, correction in (("biased", 0), ("unbiased", 1))
-        }
+        errors = {word: largest(held / x.var(dims, correction=c) - 1) for word, c in corrections.items()}
     else:
         m = x.numel() // x.shape[1]
         with torch.no_grad():
-            ratio = output_of(layer, x) / output_of(trial.copy(), x)
-        errors = {"biased": largest(ratio - 1), "unbiased": largest(ratio - math.sqrt((m - 1) / m))}
+            ratio = output_of(trial.copy(), x).var(dims) / output_of(layer, x).var(dims)
+        # What training divides by itself counts too.
+        own = corrections.get(_variance(trial).observed, 0)
+        errors = {word: largest(ratio * (m - c) / (m - own) - 1) for word, c in corrections.items()}
     word = min(errors, key=lambda name: errors[name])
     return Observation(word if errors[word] < 1e-6 else "neither", errors[word], 1e-6)
 
@@ -106,22 +106,28 @@ def _momentum(trial: Trial) -> Observation:
 
 def _eps(trial: Trial) -> Observation:
     """Where eps stands, from the order in which it ceases to count as inputs grow: the second inside the root."""
-    order = math.log2(_shortfall(trial, (scale := _telling_scale(trial))) / _shortfall(trial, 2 * scale))
+    if (scale := _telling_scale(trial)) is None:
+        return Observation("none")
+    order = math.log2(_shortfall(trial, scale) / _shortfall(trial, 2 * scale))
     place = "inside" if abs(order - 2) < 0.05 else "outside" if abs(order - 1) < 0.05 else "neither"
     return Observation(place, abs(order - (2 if place == "inside" else 1)), 0.05)
 
 
 def _eps_value(trial: Trial) -> Observation:
     """From how far outputs at inputs of variance one fall short of those at vast ones."""
-    scale = _telling_scale(trial)
+    if (scale := _telling_scale(trial)) is None:
+        raise NotTried("no eps is to be seen")
     short = _shortfall(trial, scale)
     inside = abs(math.log2(short / _shortfall(trial, 2 * scale)) - 2) < 0.05
     eps = 2 * scale**2 * short if inside else scale * short
+    if _variance(trial).observed == "unbiased":
+        layer, x = trial.copy(), design(trial)
+        eps /= float(odd_part(layer, VAST * x).square().mean()) ** (1.0 if inside else 0.5)
     return Observation(f"{eps:.3g}")
 
 
-def _telling_scale(trial: Trial) -> float:
-    """A scale of inputs at which eps takes about a hundred thousandth of the output."""
+def _telling_scale(trial: Trial) -> float | None:
+    """A scale of inputs at which eps takes about a hundred thousandth of the output; none where there is no such."""
     if not trial.reach.channels and not trial.reach.pixels and not trial.reach.samples:
         raise NotTried("there are no statistics")
     layer, x = trial.copy(), design(trial)
@@ -130,7 +136,7 @@ def _telling_scale(trial: Trial) -> float:
     for step in range(12, -17, -1):
         if _shortfall(trial, scale := 10 ** (step / 2)) > 1e-5:
             return scale
-    raise NotTried("no eps is to be seen")
+    return None
 
 
 def _shortfall(trial: Trial, scale: float) -> float:
@@ -154,10 +160,10 @@ def _central(trial: Trial) -> bool:
     return largest(far - near) < 1e-3 or largest(far) > 1e3
 
 
-def _settled(trial: Trial) -> tuple[nn.Module, Tensor]:
+def _settled(trial: Trial, *, scale: float = 1.0) -> tuple[nn.Module, Tensor]:
     if not trial.reach.samples:
         raise NotTried("there are no running statistics")
-    x = 3 + 2 * trial.draw(5)
+    x = scale * (3 + 2 * trial.draw(5))
     return _settle(trial.copy(), x), x
 
 

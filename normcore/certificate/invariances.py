@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -73,7 +75,8 @@ def up_to_eps(trial: Trial) -> float:
 
 
 def _relative(difference: Tensor, size: Tensor) -> float:
-    return largest(difference) / (largest(size) or 1.0)
+    error = largest(difference)
+    return error / (largest(size) or 1.0) if math.isfinite(error) else error
 
 
 def _orthogonal(claims: Claims, _: nn.Module) -> str:
