@@ -323,6 +323,7 @@ NormSpec = (
     | GhostBatchNormSpec
     | FilterResponseNormSpec
     | LocalResponseNormSpec
+    | EvoNormS0Spec
     | WhiteningSpec
     | IterativeNormSpec
 )

@@ -99,7 +99,7 @@ def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors of one shape `(N, ...)` in parts along N that a CPU's cache holds; elsewhere in one part."""
     first = tensors[0]
     samples = first.shape[0]
-    if first.device.type == "cpu" and first.numel() > CACHED:
+    if first.device.type == "cpu" and first.numel() > CACHED and not torch.compiler.is_compiling():
         samples = max(1, CACHED * first.shape[0] // first.numel())
     return zip(*(torch.split(tensor, samples) for tensor in tensors), strict=True)
 
@@ -113,6 +113,18 @@ def along_channels(x: Tensor, *per_channel: Tensor | None) -> tuple[Any, ...]:
 def over_batch(per_map: Tensor) -> Tensor:
     """The sum over samples `(C,)` of what there is one of per channel of a sample, `(N, C, 1, ...)`."""
     return per_map.flatten(1).sum(0)
+
+
+def map_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel of each sample, `(N, C, 1, ...)`, by two passes in float32 or better."""
+    pixels = tuple(range(2, x.dim()))
+    means, variances = [], []
+    for (part,) in parts(x):
+        wide = part.to(at_least_float32(x.dtype))
+        means.append(wide.mean(pixels, keepdim=True))
+        deviations = wide - means[-1]
+        variances.append((deviations * deviations).mean(pixels, keepdim=True))
+    return torch.cat(means), torch.cat(variances)
 
 
 def window_sum(x: Tensor, count: int, dim: int) -> Tensor:

@@ -58,7 +58,7 @@ class GroupNorm(Norm):
     ) -> None:
         super().__init__()
         if channels_per_group is None:
-            self.num_groups = _divide_groups(num_features, num_groups, divisibility)
+            self.num_groups = divide_groups(num_features, num_groups, divisibility)
             self.wished = "" if self.num_groups == num_groups else f" (nearest to {num_groups})"
         else:
             in_group = divide_channels(num_features, channels_per_group, divisibility)
@@ -88,7 +88,7 @@ class GroupNorm(Norm):
         return f"{self.num_features}, num_groups={self.num_groups}{self.wished}, eps={self.eps}, affine={self.affine}"
 
 
-def _divide_groups(num_features: int, num_groups: int, divisibility: str) -> int:
+def divide_groups(num_features: int, num_groups: int, divisibility: str) -> int:
     """The largest divisor of `num_features` not above `num_groups`; unless it is `num_groups` itself, or an error."""
     nearest = max(d for d in range(1, min(num_groups, num_features) + 1) if num_features % d == 0)
     if nearest != num_groups and divisibility == "error":

@@ -20,13 +20,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "vgg": {"width": 0.0625},
     "resnet": {"depth": 8, "width": 0.25},
     "group": {"num_groups": 2},
+    "evonorm_s0": {"num_groups": 2},
     "ghost": {"virtual_batch_size": 2},
     "whitening": {"channels_per_group": 2},
     "iterative": {"channels_per_group": 2},
 }
 """Knobs that make a part small enough for a test."""
 
-REFUSED = {("mlp", "instance"), ("mlp", "filter_response"), ("resnet", "filter_response")}
+REFUSED = {("mlp", "instance"), ("mlp", "filter_response"), ("resnet", "filter_response"), ("resnet", "evonorm_s0")}
 """Models on whose maps a norm can do nothing, or in which no activation follows every norm."""
 
 N = 4
