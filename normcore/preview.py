@@ -32,6 +32,7 @@ POINTERS = {
     "fan-in-of-one": "/weight/kind",
     "groups-do-not-divide": "/norm/num_groups",
     "image-too-small": "/data/size",
+    "more-ranks-than-samples": "/norm/virtual_ranks",
     "norm-activates": "/model/activation",
     "one-pixel-map": "/norm/kind",
     "one-value-group": "/norm/num_groups",

@@ -321,6 +321,7 @@ NormSpec = (
     | LayerNormSpec
     | InstanceNormSpec
     | GhostBatchNormSpec
+    | SyncBatchNormSpec
     | FilterResponseNormSpec
     | LocalResponseNormSpec
     | EvoNormS0Spec

@@ -69,7 +69,7 @@ class GhostBatchNorm(RunningNorm):
             return self.by_running_statistics(x)
         self._check_batch(x)
         self.num_batches_tracked.add_(1)
-        ghosts = x.split(self.virtual_batch_size)
+        ghosts = torch.split(x, self.virtual_batch_size)
         # A momentum of one leaves each virtual batch's own statistics, var unbiased, in the buffers it is given.
         means = torch.zeros_like(self.running_mean).repeat(len(ghosts), 1)
         unbiased = torch.zeros_like(means)
@@ -100,7 +100,8 @@ class GhostBatchNorm(RunningNorm):
             raise Refusal(
                 "virtual-batch-does-not-divide",
                 f"virtual_batch_size must divide the batch, got virtual_batch_size {k} and a batch of {samples} "
-                f"samples; take a divisor of {samples}, such as {nearest}, or drop a last batch that is smaller than the others",
+                f"samples; take a divisor of {samples}, such as {nearest}, "
+                f"or drop a last batch that is smaller than the others",
             )
         if k * pixels_of(x) == 1:
             raise Refusal(

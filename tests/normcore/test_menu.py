@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "group": {"num_groups": 2},
     "evonorm_s0": {"num_groups": 2},
     "ghost": {"virtual_batch_size": 2},
+    "sync": {"virtual_ranks": 2},
     "whitening": {"channels_per_group": 2},
     "iterative": {"channels_per_group": 2},
 }

@@ -80,6 +80,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
             "take layer or group norm, which look at several channels, or larger maps"
         ),
     ),
+    "more-ranks-than-samples": (
+        {"norm": {"kind": "sync", "virtual_ranks": 16}, "batch_size": 8},
+        "/norm/virtual_ranks",
+        "blocks.0.norm",
+        (
+            "each virtual rank needs a sample, got virtual_ranks 16 and a batch of 8 samples; "
+            "lower virtual_ranks, or take a larger batch"
+        ),
+    ),
     "one-value-virtual-batch": (
         {"model": MLP, "norm": {"kind": "ghost", "virtual_batch_size": 1}},
         "/norm/virtual_batch_size",
