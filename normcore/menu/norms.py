@@ -327,4 +327,5 @@ NormSpec = (
     | EvoNormS0Spec
     | WhiteningSpec
     | IterativeNormSpec
+    | PowerNormSpec
 )
