@@ -212,8 +212,9 @@ def _scaled(x: Tensor, square: Tensor, weight: Tensor, bias: Tensor, eps: float)
 
 
 def _products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Per channel, `(C,)`, the sums of a * b and of a, in one pass: what the backward pass of a batch norm with mean zero
-    and variance one calls the gradients of gamma and beta.
+    """The sums of a * b and of a per channel, `(C,)`, in one pass.
+
+    It is the pass in which batch norm, given mean zero and variance one, finds the gradients of its gamma and beta.
     """
     ones = torch.ones(a.shape[1], device=a.device, dtype=at_least_float32(a.dtype))
     _, dots, sums = torch.ops.aten.native_batch_norm_backward(
