@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from normcore.norms.batch import Estimator
 from normcore.norms.masked import masked_mean_var
@@ -94,30 +95,45 @@ class TimeBatchNorm(TimeNorm):
             Refusal: In training, a batch of one sample, or a time step beyond `max_length`.
         """
         x = x.to(at_least_float32(x.dtype))
-        mean, var = self._of_batch(x, time, real) if self.training else self._of_population(time, x.shape[1])
-        y = (x - mean) * (var + self.eps).rsqrt() * self.weight
+        times = slice(time, time + x.shape[1])
+        if not self.training:
+            return self._normalize(x, *self._of_population(times))
+        self._check(x, times)
+        if real is None:
+            return self._fused(x, times)
+        mean, var, count = (statistic[0].mT for statistic in masked_mean_var(x.mT, real, (0,)))
+        self._follow(times, mean.detach(), var.detach(), count.detach())
+        return self._normalize(x, mean, var)
+
+    def _normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        y = (x - mean) * ((var + self.eps).rsqrt() * self.weight)
         return y if self.bias is None else y + self.bias
 
-    def _of_batch(self, x: Tensor, time: int, real: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance of each time step, `(T, C)`; and the running ones are moved."""
+    def _fused(self, x: Tensor, times: slice) -> Tensor:
+        """Torch's batch norm, to which the values of every time step are channels."""
         samples, length, _ = x.shape
-        if samples < 2:
+        weight = self.weight.repeat(length)
+        bias = torch.zeros_like(weight) if self.bias is None else self.bias.repeat(length)
+        # A momentum of one leaves the batch's own statistics, var unbiased, in the buffers it is given.
+        mean, var = torch.zeros_like(weight), torch.zeros_like(weight)
+        y = functional.batch_norm(x.flatten(1), mean, var, weight, bias, True, 1.0, self.eps).view_as(x)
+        count = torch.full((length, 1), samples, device=x.device)
+        self._follow(times, mean.view(length, -1), var.view(length, -1) * ((samples - 1) / samples), count)
+        return y
+
+    def _check(self, x: Tensor, times: slice) -> None:
+        if x.shape[0] < 2:
             raise Refusal(
                 "batch-of-one",
-                f"batch norm needs a batch of at least 2 samples in training, got {samples}; "
+                f"batch norm needs a batch of at least 2 samples in training, got {x.shape[0]}; "
                 f"take a larger batch, or layer norm",
             )
-        if time + length > self.max_length:
+        if times.stop > self.max_length:
             raise Refusal(
                 "sequence-too-long",
                 f"in training a sequence may have at most max_length {self.max_length} time steps, which have "
-                f"statistics of their own, got {time + length}; set max_length to the longest sequence of the training",
+                f"statistics of their own, got {times.stop}; set max_length to the longest sequence of the training",
             )
-        if real is None:
-            real = torch.ones((samples, length), device=x.device, dtype=torch.bool)
-        mean, var, count = (statistic[0].mT for statistic in masked_mean_var(x.mT, real, (0,)))
-        self._follow(slice(time, time + length), mean.detach(), var.detach(), count.detach())
-        return mean, var
 
     @torch.no_grad()
     def _follow(self, times: slice, mean: Tensor, var: Tensor, count: Tensor) -> None:
@@ -143,11 +159,11 @@ class TimeBatchNorm(TimeNorm):
                 buffer.zero_()
             self.running_var.fill_(1)
 
-    def _of_population(self, time: int, length: int) -> tuple[Tensor, Tensor]:
+    def _of_population(self, times: slice) -> tuple[Tensor, Tensor]:
         # Sequences are padded at their end, so the time steps that have been seen are the first ones.
         last = ((self.num_batches_tracked > 0).sum() - 1).clamp(min=0)
-        times = torch.arange(time, time + length, device=last.device).minimum(last)
-        return self.running_mean[times], self.running_var[times]
+        rows = torch.arange(times.start, times.stop, device=last.device).minimum(last)
+        return self.running_mean[rows], self.running_var[rows]
 
     def extra_repr(self) -> str:
         """The values and the knobs."""

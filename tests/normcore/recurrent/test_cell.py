@@ -25,6 +25,7 @@ START = tuple(torch.randn(2, 4, H, generator=DRAWS, dtype=torch.float64))
 LENGTHS = torch.tensor([3, 2, 3, 1])
 
 each_cell = pytest.mark.parametrize("kind", CELLS)
+each_padding = pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "padded"])
 each_mode = pytest.mark.parametrize("training", [True, False])
 
 
@@ -40,10 +41,10 @@ def lstm(kind: str, training: bool = True, **knobs: object) -> Lstm:
     return made.train(training)
 
 
-def loss(model: Lstm, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+def loss(model: Lstm, parameters: dict[str, Tensor], x: Tensor, lengths: Tensor | None) -> Tensor:
     """A number of the outputs and the last state; the running statistics move in a copy."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    outputs, (h, c) = functional_call(model, {**parameters, **buffers}, (x, LENGTHS, START))
+    outputs, (h, c) = functional_call(model, {**parameters, **buffers}, (x, lengths, START))
     return outputs.square().sum() + (h * c).sin().sum()
 
 
@@ -60,12 +61,13 @@ def test_the_loop_is_the_cell_step_by_step(kind):
 
 @each_cell
 @each_mode
-def test_first_and_second_derivatives(kind, training):
+@each_padding
+def test_first_and_second_derivatives(kind, training, lengths):
     model = lstm(kind, training)
     names, values = zip(*model.named_parameters(), strict=True)
 
     def function(x: Tensor, *parameters: Tensor) -> Tensor:
-        return loss(model, dict(zip(names, parameters, strict=True)), x)
+        return loss(model, dict(zip(names, parameters, strict=True)), x, lengths)
 
     inputs = (X.clone().requires_grad_(), *values)
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
@@ -74,11 +76,12 @@ def test_first_and_second_derivatives(kind, training):
 
 @each_cell
 @each_mode
-def test_hessian_vector_products_forward_over_reverse_and_reverse_over_reverse_agree(kind, training):
+@each_padding
+def test_hessian_vector_products_forward_over_reverse_and_reverse_over_reverse_agree(kind, training, lengths):
     model = lstm(kind, training)
     parameters = {name: value.detach() for name, value in model.named_parameters()}
     direction = torch.randn(X.shape, generator=DRAWS, dtype=torch.float64)
-    gradient = grad(lambda x: loss(model, parameters, x))
+    gradient = grad(lambda x: loss(model, parameters, x, lengths))
     _, forward = jvp(gradient, (X,), (direction,))
     reverse = grad(lambda x: (gradient(x) * direction).sum())(X)
     torch.testing.assert_close(forward, reverse, rtol=1e-9, atol=1e-12)
