@@ -34,6 +34,7 @@ POINTERS = {
     "image-too-small": "/data/size",
     "more-ranks-than-samples": "/norm/virtual_ranks",
     "norm-activates": "/model/activation",
+    "norm-after-zero": "/norm/kind",
     "one-pixel-map": "/norm/kind",
     "one-value-group": "/norm/num_groups",
     "one-value-layer": "/norm/kind",

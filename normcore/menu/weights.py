@@ -54,4 +54,11 @@ class SpectralNormSpec(Spec):
     target: ClassVar[str] = "normcore.weights.spectral:apply"
 
 
-WeightSpec = NoWeightSpec | StandardizedWeightSpec | ScaledWeightSpec | WeightNormSpec | SpectralNormSpec
+class FixupSpec(Spec):
+    """Fixup (Zhang et al. 2019): no norm, but branches that start at zero, scaled weights and scalar biases."""
+
+    kind: Literal["fixup"] = "fixup"
+    target: ClassVar[str] = "normcore.weights.fixup:apply"
+
+
+WeightSpec = NoWeightSpec | StandardizedWeightSpec | ScaledWeightSpec | WeightNormSpec | SpectralNormSpec | FixupSpec

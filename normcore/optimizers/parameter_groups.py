@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from normcore.norms.norm import Norm
+from normcore.weights.fixup import Scalar
 from normcore.weights.weight import Reparametrization
 
 
@@ -15,8 +16,9 @@ def parameter_groups(model: nn.Module, weight_decay: float, *, decay_norm_parame
 
     A norm makes the loss invariant to the scale of the weights before it, but not to its own scale and shift: decay
     regularizes the former through the effective lr and pulls the latter to zero. The same holds of a weight method and
-    the gains it learns. So these are not decayed unless asked. As few groups as there are differences, since each costs
-    the fused kernels a launch; those who set the lr multiply it by the group's `lr_multiple`.
+    the gains it learns. So these are not decayed unless asked, nor are the numbers of Fixup, which learn at a fraction
+    of the lr. As few groups as there are differences, since each costs the fused kernels a launch; those who set the lr
+    multiply it by the group's `lr_multiple`.
 
     Example:
         >>> from normcore.norms.batch import BatchNorm
@@ -25,11 +27,13 @@ def parameter_groups(model: nn.Module, weight_decay: float, *, decay_norm_parame
         >>> [(len(group["params"]), group["weight_decay"], group["lr_multiple"]) for group in groups]
         [(2, 0.1, 1.0), (2, 0.0, 1.0)]
     """
-    spared = set() if decay_norm_parameters else _ids(model, Norm, Reparametrization)
+    spared = set() if decay_norm_parameters else _ids(model, Norm, Reparametrization, Scalar)
+    slow = _ids(model, Scalar)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         decay = 0.0 if id(parameter) in spared else weight_decay
-        groups.setdefault((decay, 1.0), []).append(parameter)
+        lr_multiple = Scalar.lr_multiple if id(parameter) in slow else 1.0
+        groups.setdefault((decay, lr_multiple), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_multiple": lr_multiple}
         for (decay, lr_multiple), parameters in groups.items()

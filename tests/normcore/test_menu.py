@@ -31,6 +31,9 @@ SMALL: dict[str, dict[str, Any]] = {
 REFUSED = {("mlp", "instance"), ("mlp", "filter_response"), ("resnet", "filter_response"), ("resnet", "evonorm_s0")}
 """Models on whose maps a norm can do nothing, or in which no activation follows every norm."""
 
+REFUSED_WEIGHTS = {("fixup", "resnet", "batch"), ("fixup", "resnet", "group")}
+"""Norms that would follow branches which a weight method starts at zero."""
+
 N = 4
 
 
@@ -42,6 +45,7 @@ def kinds(family: str) -> list[str]:
     return [kind_of(spec) for spec in MENU[family]]
 
 
+WEIGHED = list(itertools.product(kinds("weight"), kinds("model"), ("none", "batch", "group")))
 COMBINATIONS = list(itertools.product(kinds("norm"), kinds("model"), kinds("noise"), kinds("data")))
 
 
@@ -54,13 +58,25 @@ def folders(tmp_path) -> DataFolders:
     return DataFolders(tmp_path, tmp_path / "cache", hub=False)
 
 
-@pytest.mark.parametrize(("norm", "model", "noise", "data"), COMBINATIONS, ids="-".join)
+@pytest.mark.parametrize(("norm", "model", "noise", "data"), COMBINATIONS)
 def test_every_combination_makes_a_finite_step_or_is_refused_with_a_reason(norm, model, noise, data, folders):
     spec = JobSpec.model_validate(
         {"norm": small(norm), "model": small(model), "noise": small(noise), "data": small(data), "batch_size": N}
     )
+    assert_steps_or_is_refused(spec, (model, norm) in REFUSED, folders)
+
+
+@pytest.mark.parametrize(("weight", "model", "norm"), WEIGHED)
+def test_every_weight_method_makes_a_finite_step_or_is_refused_with_a_reason(weight, model, norm, folders):
+    spec = JobSpec.model_validate(
+        {"weight": small(weight), "model": small(model), "norm": small(norm), "data": small("digits"), "batch_size": N}
+    )
+    assert_steps_or_is_refused(spec, (weight, model, norm) in REFUSED_WEIGHTS, folders)
+
+
+def assert_steps_or_is_refused(spec: JobSpec, refused: bool, folders: DataFolders) -> None:
     seen = preview(spec, folders)
-    assert bool(seen.reasons) == ((model, norm) in REFUSED)
+    assert bool(seen.reasons) == refused
     if seen.reasons:
         assert all(reason.layer and reason.detail for reason in seen.reasons)
         return

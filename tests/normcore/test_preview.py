@@ -147,6 +147,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
             "non-linearity"
         ),
     ),
+    "norm-after-zero": (
+        {"model": {"kind": "resnet", "depth": 8}, "weight": {"kind": "fixup"}},
+        "/norm/kind",
+        "blocks.0.branch.1.norm",
+        (
+            "fixup starts the last map of a branch at zero, so that no norm may follow it, got BatchNorm; "
+            "take norm none, or activation_placement pre"
+        ),
+    ),
     "norm-activates": (
         {"model": VGG | {"activation": "tanh"}, "norm": {"kind": "filter_response"}},
         "/model/activation",

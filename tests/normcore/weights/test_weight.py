@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 from functools import partial
 from typing import Any
 
@@ -162,6 +163,19 @@ def test_a_training_learns(kind, norm):
     spec = job(kind, norm={"kind": norm}, steps=40, optimizer={"kind": "sgd", "lr": 0.2})
     losses = [p.value for r in train(spec) if isinstance(r, Metrics) for p in r.points if p.key == "train/loss"]
     assert losses[-1] < 0.9 * losses[0]
+
+
+MODELS = [MLP, VGG, {"kind": "resnet", "depth": 8, "width": 0.25, "activation_placement": "pre"}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model["kind"])
+def test_every_model_trains_with_every_method(kind, model):
+    size = 32 if model == VGG else 8
+    spec = job(kind, model=model, norm={"kind": "batch"}, data={"kind": "digits", "size": size}, steps=3, batch_size=16)
+    losses = [p.value for r in train(spec) if isinstance(r, Metrics) for p in r.points if p.key == "train/loss"]
+    assert len(losses) == 3
+    assert all(map(math.isfinite, losses))
 
 
 RESUMED = {
