@@ -19,6 +19,8 @@ from normcore.norms.instance import InstanceNorm
 from normcore.norms.iterative import IterativeNorm
 from normcore.norms.layer import LayerNorm
 from normcore.norms.local_response import LocalResponseNorm
+from normcore.norms.power import PowerNorm
+from normcore.norms.sync import SyncBatchNorm
 from normcore.norms.whitening import Whitening
 from normcore.weights.scaled import ScaledStandardization
 from normcore.weights.standardized import WeightStandardization
@@ -116,7 +118,7 @@ def test_04_backward_of_batch_norm_is_the_closed_form():
     same((dx * y).sum(dims), torch.zeros(C, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("kind", [BatchNorm])
+@pytest.mark.parametrize("kind", [BatchNorm, SyncBatchNorm])
 def test_05_theorem_4_1_of_santurkar_et_al_is_an_equality(kind):
     """||dL/dx||^2 = gamma^2 / sigma^2 (||g||^2 - <1, g>^2 / m - <g, y>^2 / m) for each channel."""
     norm, x, dims = exact(kind), X.clone().requires_grad_(), (0, 2, 3)
@@ -170,6 +172,15 @@ def test_07_zca_whitens_by_a_symmetric_matrix_and_newtons_iteration_by_a_scalar_
     same(covariance(newton(mixed)), axes @ (shares * p**2).diag() @ axes.T)
 
 
+def test_09_power_norm_by_the_batchs_own_mean_square_is_batch_norm_of_channels_of_mean_zero():
+    """mean(x^2) = var(x) where mean(x) = 0; so in the warm-up, gradients included."""
+    x = (X - X.mean((0, 2, 3), keepdim=True)).requires_grad_()
+    power, batch = (exact(kind)(x) for kind in (PowerNorm, BatchNorm))
+    same(power, batch)
+    g = G - G.mean((0, 2, 3), keepdim=True)
+    same(*(torch.autograd.grad(y, x, g)[0] for y in (power, batch)))
+
+
 def test_10_torchs_alpha_of_local_response_norm_is_alexnets_times_the_size():
     """LRN(torch, n = 5, alpha = 5e-4, k = 2) = LRN(AlexNet, alpha = 1e-4), and with alpha = 1e-4 it is not."""
     alexnet = LocalResponseNorm(C)(X)
@@ -186,6 +197,16 @@ def test_11_scaled_filters_have_mean_zero_and_the_norm_of_their_gain():
     units = layer.weight.flatten(1)
     same(units.sum(1), torch.zeros(C, dtype=torch.float64))
     same(units.norm(dim=1), torch.full((C,), 1.7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_12_batch_norm_over_ranks_is_batch_norm_of_their_batches_together(ranks):
+    """Sync over P shares is BN of all samples, in value, gradient and running statistics; 4 shares of 6 are unequal."""
+    x = X.clone().requires_grad_()
+    sync, batch = exact(SyncBatchNorm, virtual_ranks=ranks), exact(BatchNorm)
+    same(sync(x), batch(x))
+    same(*(torch.autograd.grad(norm(x), x, G)[0] for norm in (sync, batch)))
+    same(sync.running_var, batch.running_var)
 
 
 def test_13_noise_after_batch_norm_gives_each_channel_the_steps_mean_and_variance():
