@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from normcore.menu.spec import MAX_STEPS, Divisibility, Eps, Momentum, NonNegative, Spec
 
@@ -123,6 +123,16 @@ class BatchRenormSpec(Spec):
     affine: bool = True
     """Learn a scale (gamma) and a shift (beta) per channel."""
     target: ClassVar[str] = "normcore.norms.batch_renorm:BatchRenorm"
+
+    @model_validator(mode="after")
+    def _bounds_rise_after_the_warmup(self) -> Self:
+        for knob, end in (("r_steps", self.r_steps), ("d_steps", self.d_steps)):
+            if end < self.warmup_steps:
+                raise ValueError(
+                    f"{knob} must be at least warmup_steps, got {knob} {end} and warmup_steps {self.warmup_steps}; "
+                    f"raise {knob}, or lower warmup_steps"
+                )
+        return self
 
 
 class LpNormSpec(Spec):
@@ -322,6 +332,7 @@ NormSpec = (
     | InstanceNormSpec
     | GhostBatchNormSpec
     | SyncBatchNormSpec
+    | BatchRenormSpec
     | FilterResponseNormSpec
     | LocalResponseNormSpec
     | EvoNormS0Spec

@@ -92,6 +92,12 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (x.dim() - 2))
 
 
+def root(values: Tensor) -> Tensor:
+    """The square root of values from 0 on, with a derivative of 0 at 0: a channel that is constant then stays so."""
+    positive = values > 0
+    return torch.where(positive, torch.where(positive, values, 1).sqrt(), 0)
+
+
 def check_batch(x: Tensor, name: str) -> None:
     """Raise `Refusal` (code `batch-of-one`) for a batch of a single sample, which has no batch statistics."""
     if x.shape[0] < 2:
