@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from normcore.recurrent.lstm import Lstm
     from normcore.recurrent.lstm_cell import LstmCell
     from normcore.spec import JobSpec
+    from normcore.surgery.convert import convert
+    from normcore.surgery.fold import fold
 
 __all__ = [
     "BatchLstmCell",
@@ -32,6 +34,8 @@ __all__ = [
     "LstmCell",
     "build",
     "certify",
+    "convert",
+    "fold",
     "masked_softmax",
     "preview",
     "spec",
@@ -46,6 +50,8 @@ _CLASSES = {
     "Lstm": "normcore.recurrent.lstm",
     "LstmCell": "normcore.recurrent.lstm_cell",
     "certify": "normcore.certificate.certify",
+    "convert": "normcore.surgery.convert",
+    "fold": "normcore.surgery.fold",
     "masked_softmax": "normcore.attention.masked_softmax",
 }
 
