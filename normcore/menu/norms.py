@@ -333,6 +333,7 @@ NormSpec = (
     | GhostBatchNormSpec
     | SyncBatchNormSpec
     | BatchRenormSpec
+    | LpNormSpec
     | FilterResponseNormSpec
     | LocalResponseNormSpec
     | EvoNormS0Spec
