@@ -31,7 +31,8 @@ class ScaledStandardization(Reparametrization):
     var is biased, n the weights of a unit. g is learned, one per unit, and starts at one; gamma is the gain of the
     activation before the map, which is to undo what that does to a standard normal's variance, and one without. At the
     start each unit of w has mean zero and the norm gamma, whatever v: `standardized` divided by sqrt(n) and multiplied
-    by gamma. As there, grad_v is orthogonal to v and sums to zero.
+    by gamma. As there, grad_v is orthogonal to v and sums to zero. What residual blocks add up still grows from block
+    to block: nets made for these weights (NF-ResNets) scale their branches besides.
 
     Args:
         weight: That it will stand on.

@@ -15,6 +15,7 @@ from normcore.spec import JobSpec
 N = 6
 MLP = {"kind": "mlp", "hidden": [24, 16]}
 VGG = {"kind": "vgg", "depth": 13, "width": 0.0625}
+RESNET = {"kind": "resnet", "depth": 8, "width": 0.25, "shortcut": "projection"}
 
 
 def job(model: dict[str, Any], **parts: Any) -> JobSpec:
@@ -25,7 +26,7 @@ def flops(spec: JobSpec) -> int:
     return flops_per_step(build_model(spec, device="meta"), (N, *spec.data.shape))
 
 
-@pytest.mark.parametrize("model", [MLP, VGG], ids=lambda model: model["kind"])
+@pytest.mark.parametrize("model", [MLP, VGG, RESNET], ids=lambda model: model["kind"])
 def test_flops_are_those_that_torch_counts_in_a_real_step(model):
     spec = job(model)
     net = build_model(spec)
@@ -66,6 +67,14 @@ def test_memory_adds_up(norm, noise):
     spec = job(VGG, norm={"kind": norm} | groups, noise={"kind": noise}, optimizer={"kind": "sgd", "momentum": 0.9})
     parameters = sum(p.numel() for p in build_model(spec).parameters())
     expected = 3 * 4 * parameters + kept_bytes(spec) + N * 1024 * 4 + 1797 * 1024
+    assert memory_mib(spec) * MIB == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("weight", ["standardized", "scaled", "weight_norm", "spectral", "fixup"])
+def test_memory_adds_up_with_weights_that_are_worked_out_anew(weight):
+    spec = job(RESNET, norm={"kind": "none"}, weight={"kind": weight})
+    parameters = sum(p.numel() for p in build_model(spec).parameters())
+    expected = 2 * 4 * parameters + kept_bytes(spec) + N * 1024 * 4 + 1797 * 1024
     assert memory_mib(spec) * MIB == pytest.approx(expected, rel=0.01)
 
 
