@@ -42,7 +42,7 @@ class BatchNorm(RunningNorm):
     Args:
         num_features: C, the channels.
         eps: Added to the variance, inside the root.
-        momentum: Weight of the newest batch in the running statistics of `ema`.
+        momentum: Weight of the newest batch in the running statistics of `ema`; the others have none.
         estimator: Which estimate of the statistics evaluation uses.
         affine: Learn gamma and beta.
         device: Where parameters and buffers live.
@@ -69,7 +69,8 @@ class BatchNorm(RunningNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps=eps, momentum=momentum, affine=affine, device=device, dtype=dtype)
+        moving = momentum if estimator == "ema" else None
+        super().__init__(num_features, eps=eps, momentum=moving, affine=affine, device=device, dtype=dtype)
         self.estimator: Estimator = estimator
         if estimator == "population":
             self.claims = Claims(
@@ -96,7 +97,7 @@ class BatchNorm(RunningNorm):
             return self.by_running_statistics(x)
         check_batch(x, "batch norm")
         self.num_batches_tracked.add_(1)
-        if self.estimator == "ema":
+        if self.momentum is not None:
             return self._fused(x, self.running_mean, self.running_var, self.momentum)
         # A momentum of one leaves the batch's own statistics in the buffers it is given.
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
@@ -131,7 +132,7 @@ class BatchNorm(RunningNorm):
         """Let the running statistics follow a batch of `count` values with this mean and unbiased var."""
         kept = self.running_mean.dtype
         mean, var, count = mean.detach().to(kept), var.detach().to(kept), count.detach().double()
-        if self.estimator == "ema":
+        if self.momentum is not None:
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var, self.momentum)
         elif self.estimator == "paper":

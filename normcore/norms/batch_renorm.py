@@ -55,6 +55,7 @@ class BatchRenorm(RunningNorm):
 
     spread: ClassVar[str] = "running_std"
 
+    momentum: float
     running_std: Tensor
 
     def __init__(

@@ -43,6 +43,8 @@ class GhostBatchNorm(RunningNorm):
 
     claims = Claims(statistics="batch", shift_invariant="channel", running_variance="unbiased")
 
+    momentum: float
+
     def __init__(
         self,
         num_features: int,

@@ -44,6 +44,7 @@ class LpNorm(RunningNorm):
     claims = Claims(statistics="batch", eps="outside", variance="none")
     spread: ClassVar[str] = "running_norm"
 
+    momentum: float
     running_norm: Tensor
 
     def __init__(

@@ -22,7 +22,7 @@ class RunningNorm(Norm):
     Args:
         num_features: C, the channels.
         eps: Keeps the divisor from zero.
-        momentum: Weight of the newest batch in the running statistics.
+        momentum: Weight of the newest batch in the running statistics; None where all count alike.
         affine: Learn gamma and beta.
         device: Where parameters and buffers live.
         dtype: Of parameters and buffers, float32 or better.
@@ -31,6 +31,8 @@ class RunningNorm(Norm):
     spread: ClassVar[str] = "running_var"
     """The buffer of what is divided by."""
 
+    momentum: float | None
+    """Weight of the newest batch in the running statistics; None where all count alike, as in torch."""
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
@@ -40,7 +42,7 @@ class RunningNorm(Norm):
         num_features: int,
         *,
         eps: float,
-        momentum: float,
+        momentum: float | None,
         affine: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,

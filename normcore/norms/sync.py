@@ -54,6 +54,8 @@ class SyncBatchNorm(RunningNorm):
 
     claims = Claims(statistics="batch", shift_invariant="channel", theorem_4_1=True, running_variance="unbiased")
 
+    momentum: float
+
     def __init__(
         self,
         num_features: int,

@@ -147,6 +147,7 @@ def test_what_a_layer_gathers_by_itself_is_what_is_computed_anew(estimator):
         norm(batch)
     gathered = norm.running_mean.clone(), norm.running_var.clone()
     norm.reset_statistics()
+    assert (norm.momentum is None) == (estimator != "ema")
     recompute_statistics(norm, batches, estimator=estimator)
     torch.testing.assert_close((norm.running_mean, norm.running_var), gathered, rtol=1e-12, atol=1e-12)
 
