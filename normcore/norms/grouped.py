@@ -44,6 +44,11 @@ def normalize_groups(
     if mask is not None:
         return _masked(x, mask, num_groups, weight, bias, eps)
     if not torch.compiler.is_compiling() and channels_innermost(x):
+        if _is_precise_enough(x, weight) and _fills(x.shape[1] // num_groups, x):
+            if x.dim() != 4:
+                y = torch.group_norm(_maps(_rows(x)), num_groups, weight, bias, eps)
+                return _unrow(y.movedim(1, -1), x)
+            return torch.group_norm(x, num_groups, weight, bias, eps)
         differentiated = torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
         normalize: Callable[..., tuple[Tensor, ...]] = _Innermost.apply if differentiated else _Innermost.forward
         return normalize(x, weight, bias, num_groups, eps)[0]
@@ -96,14 +101,23 @@ class _Innermost(Function):
         """The output; mean and 1 / sqrt(var + eps) of the groups, `(N, num_groups)`."""
         rows = _rows(x)
         n, pixels, c = rows.shape
-        if x.dtype == torch.bfloat16 and _mixes(x, weight) and (pixels >= 1024 or _fills(c // num_groups, x)):
-            # A bfloat16 has lost more to its own rounding than one pass in float32 loses.
-            maps = rows.unsqueeze(1).movedim(-1, 1)
+        if _is_precise_enough(x, weight) and pixels >= 1024:
+            maps = _maps(rows)
             y, mean, rstd = torch.native_group_norm(maps, weight, bias, n, c, pixels, num_groups, eps)
             return _unrow(y.movedim(1, -1), x), mean, rstd
-        mean = _over_groups(_piecewise(_mean, rows), num_groups) * num_groups / c
-        var = _over_groups(_piecewise(_mean_square, rows, _to_channels(mean, c)), num_groups) * num_groups / c
-        rstd = torch.rsqrt(var + eps)
+        if num_groups == 1 and x.is_cpu:
+            # The channels of a pixel and its neighbours are one row, over which torch's kernel takes two passes.
+            row = rows.to(at_least_float32(x.dtype)).view(n, 1, -1)
+            y, mean, rstd = torch.native_group_norm(row, None, None, n, 1, pixels * c, 1, eps)
+            y = y.view(rows.shape)
+            return _unrow((y if weight is None or bias is None else _line(y, weight, bias)).to(x.dtype), x), mean, rstd
+        mean, var = _piecewise(_mean_and_var, rows).view(n, 2, num_groups, -1).unbind(1)
+        if num_groups < c:
+            # Of channels with equally many values: the mean of their variances and the variance of their means.
+            means, mean = mean, mean.mean(-1, keepdim=True)
+            var = (var + (means - mean).square()).mean(-1, keepdim=True)
+        # A copy, since a Function's output may be no view where forward mode is to pass through it.
+        mean, rstd = mean.squeeze(-1).clone(), torch.rsqrt(var.squeeze(-1) + eps)
         scale = _to_channels(rstd, c) if weight is None else _to_channels(rstd, c) * weight
         shift = -_to_channels(mean, c) * scale
         return _unrow(_rounded(_line, rows, scale, shift if bias is None else shift + bias), x), mean, rstd
@@ -134,13 +148,13 @@ class _Innermost(Function):
         g = torch.zeros_like(rows) if grad is None else _rows(grad)
         if not torch.is_grad_enabled() and grad_mean is grad_rstd is None and _mixes(x, weight) and _fills(in_group, x):
             affine = weight is not None
-            maps, g = rows.unsqueeze(1).movedim(-1, 1), g.unsqueeze(1).movedim(-1, 1)
+            maps, g = _maps(rows), _maps(g)
             dx, d_weight, d_bias = torch.ops.aten.native_group_norm_backward(
                 g, maps, mean, rstd, weight, n, c, pixels, num_groups, (True, affine, affine)
             )
             return _unrow(dx.movedim(1, -1), x), d_weight, d_bias, None, None
-        s = _piecewise(_sum, g)
-        t = (_piecewise(_sum_product, g, rows) - _to_channels(mean, c) * s) * _to_channels(rstd, c)
+        s, t = torch.split(_piecewise(_sums, g, rows), 1, 1)
+        t = (t - _to_channels(mean, c) * s) * _to_channels(rstd, c)
         scale = _to_channels(rstd, c)
         d_weight = d_bias = None
         if weight is not None:
@@ -190,6 +204,11 @@ def _rows(x: Tensor) -> Tensor:
     return x.movedim(1, -1).reshape(x.shape[0], -1, x.shape[1]).contiguous()
 
 
+def _maps(rows: Tensor) -> Tensor:
+    """`(N, pixels, C)` as maps of one line, in channels_last: what torch's kernels know."""
+    return rows.unsqueeze(1).movedim(-1, 1)
+
+
 def _unrow(rows: Tensor, x: Tensor) -> Tensor:
     return rows.reshape(x.movedim(1, -1).shape).movedim(-1, 1)
 
@@ -197,6 +216,11 @@ def _unrow(rows: Tensor, x: Tensor) -> Tensor:
 def _mixes(x: Tensor, weight: Tensor | None) -> bool:
     """Whether torch's kernel keeps the statistics of `x` in float32 or better: on CPUs, by the parameters' dtype."""
     return x.is_cpu and (weight is not None or x.dtype == at_least_float32(x.dtype))
+
+
+def _is_precise_enough(x: Tensor, weight: Tensor | None) -> bool:
+    """Whether one pass in float32 loses less than the rounding of `x` has lost: where that was to bfloat16."""
+    return x.dtype == torch.bfloat16 and _mixes(x, weight)
 
 
 def _fills(channels: int, x: Tensor) -> bool:
@@ -231,23 +255,20 @@ def _rounded(compute: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tens
     return _piecewise(lambda *piece: compute(*piece).to(x.dtype), x, *others)
 
 
-def _sum(x: Tensor) -> Tensor:
-    return x.to(at_least_float32(x.dtype)).sum(1, keepdim=True)
-
-
-def _mean(x: Tensor) -> Tensor:
-    return x.to(at_least_float32(x.dtype)).mean(1, keepdim=True)
-
-
-def _mean_square(x: Tensor, mean: Tensor) -> Tensor:
-    deviations = x.to(mean.dtype) - mean
+def _mean_and_var(x: Tensor) -> Tensor:
+    """Of the pixels of each channel, `(N, 2, C)`."""
+    x = x.to(at_least_float32(x.dtype))
+    mean = x.mean(1, keepdim=True)
+    deviations = x - mean
     squares = deviations.square() if torch.is_grad_enabled() else deviations.mul_(deviations)
-    return squares.mean(1, keepdim=True)
+    return torch.cat([mean, squares.mean(1, keepdim=True)], 1)
 
 
-def _sum_product(x: Tensor, y: Tensor) -> Tensor:
+def _sums(g: Tensor, x: Tensor) -> Tensor:
+    """Of g and of g x over the pixels of each channel, `(N, 2, C)`."""
     dtype = at_least_float32(x.dtype)
-    return (x.to(dtype) * y.to(dtype)).sum(1, keepdim=True)
+    g = g.to(dtype)
+    return torch.cat([g.sum(1, keepdim=True), (g * x.to(dtype)).sum(1, keepdim=True)], 1)
 
 
 def _line(x: Tensor, slope: Tensor, level: Tensor) -> Tensor:
