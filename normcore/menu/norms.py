@@ -337,6 +337,7 @@ NormSpec = (
     | FilterResponseNormSpec
     | LocalResponseNormSpec
     | EvoNormS0Spec
+    | EvoNormB0Spec
     | WhiteningSpec
     | IterativeNormSpec
     | PowerNormSpec

@@ -28,7 +28,13 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """Knobs that make a part small enough for a test."""
 
-REFUSED = {("mlp", "instance"), ("mlp", "filter_response"), ("resnet", "filter_response"), ("resnet", "evonorm_s0")}
+REFUSED = {
+    ("mlp", "instance"),
+    ("mlp", "filter_response"),
+    ("resnet", "filter_response"),
+    ("resnet", "evonorm_s0"),
+    ("resnet", "evonorm_b0"),
+}
 """Models on whose maps a norm can do nothing, or in which no activation follows every norm."""
 
 REFUSED_WEIGHTS = {("fixup", "resnet", "batch"), ("fixup", "resnet", "group")}
