@@ -9,9 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from normcore.models.residual import ResidualBlock
+from normcore.models.resnet import ResNet
 from normcore.noise.noise import start_step
+from normcore.noise.none import NoNoise
 from normcore.noise.santurkar import SanturkarNoise
 from normcore.norms.batch import BatchNorm
+from normcore.norms.batch_renorm import BatchRenorm
 from normcore.norms.filter_response import FilterResponseNorm
 from normcore.norms.ghost import GhostBatchNorm
 from normcore.norms.group import GroupNorm
@@ -19,9 +23,12 @@ from normcore.norms.instance import InstanceNorm
 from normcore.norms.iterative import IterativeNorm
 from normcore.norms.layer import LayerNorm
 from normcore.norms.local_response import LocalResponseNorm
+from normcore.norms.lp import LpNorm
+from normcore.norms.none import NoNorm
 from normcore.norms.power import PowerNorm
 from normcore.norms.sync import SyncBatchNorm
 from normcore.norms.whitening import Whitening
+from normcore.weights import fixup
 from normcore.weights.scaled import ScaledStandardization
 from normcore.weights.standardized import WeightStandardization
 from normcore.weights.weight_norm import WeightNorm
@@ -138,13 +145,14 @@ INVARIANT = {
     "group": (exact(GroupNorm, num_groups=2), True),
     "instance": (exact(InstanceNorm), True),
     "layer": (exact(LayerNorm), True),
+    "lp": (exact(LpNorm), False),
     "filter_response": (exact(FilterResponseNorm, tlu=False), False),
 }
 
 
 @pytest.mark.parametrize(("norm", "shift_too"), INVARIANT.values(), ids=INVARIANT)
-def test_06_scale_is_not_seen_and_shift_only_by_norms_without_a_mean(norm, shift_too):
-    """f(a x) = f(x) for all; f(x + b) = f(x) for BN, GN, IN, LN, not for RMS and FRN; f(-x) = -f(x) where beta is 0."""
+def test_06_scale_is_not_seen_and_shift_only_where_no_mean_is_taken_from_what_divides(norm, shift_too):
+    """f(a x) = f(x) for all; f(x + b) = f(x) for BN, GN, IN, LN, not for RMS, FRN, lp; f(-x) = -f(x) where beta is 0."""
     same(norm(7 * X), norm(X))
     same(norm(-X), -norm(X))
     shifted = norm(X - 9)
@@ -172,6 +180,25 @@ def test_07_zca_whitens_by_a_symmetric_matrix_and_newtons_iteration_by_a_scalar_
     same(covariance(newton(mixed)), axes @ (shares * p**2).diag() @ axes.T)
 
 
+def test_08_batch_renorm_is_evaluation_between_its_bounds_and_batch_norm_where_they_are_shut():
+    """(x - mean_B) / sigma_B r + d = (x - mean) / sigma unclipped; BN for r = 1, d = 0; no gradient through r and d."""
+    open_at_once = {"warmup_steps": 0, "r_steps": 0, "d_steps": 0, "eps": 1e-13}
+    wide = exact(BatchRenorm, r_max=1e6, d_max=1e6, **open_at_once)
+    with torch.no_grad():
+        wide.running_mean.copy_(torch.arange(C))
+        wide.running_std.copy_(torch.arange(1, C + 1))
+    r = (X.std((0, 2, 3), correction=0) / wide.running_std).view(C, 1, 1)
+    x = X.clone().requires_grad_()
+    evaluated = wide.eval()(X)
+    y, batch = wide.train()(x), exact(BatchNorm)(x)
+    same(y, evaluated)
+    (dx_batch,) = torch.autograd.grad(batch, x, G, retain_graph=True)
+    same(torch.autograd.grad(y, x, G)[0], r * dx_batch)
+    shut = exact(BatchRenorm, r_max=1.0, d_max=0.0, **open_at_once)(x)
+    same(shut, batch)
+    same(torch.autograd.grad(shut, x, G)[0], dx_batch)
+
+
 def test_09_power_norm_by_the_batchs_own_mean_square_is_batch_norm_of_channels_of_mean_zero():
     """mean(x^2) = var(x) where mean(x) = 0; so in the warm-up, gradients included."""
     x = (X - X.mean((0, 2, 3), keepdim=True)).requires_grad_()
@@ -188,6 +215,21 @@ def test_10_torchs_alpha_of_local_response_norm_is_alexnets_times_the_size():
     same(alexnet, torchs(X))
     torchs.alpha = 1e-4
     assert (alexnet - torchs(X)).abs().max() > 1e-3
+
+
+def test_11_fixup_starts_with_branches_of_zero_logits_of_zero_and_the_loss_ln_k():
+    """Whatever the depth, a residual net starts as if it had no branches."""
+    model = ResNet((3, 32, 32), 10, norm=NoNorm, noise=NoNoise, seed=0, depth=20, width=0.25, dtype=torch.float64)
+    fixup.apply(model)
+    seen = []
+    for block in model.modules():
+        if isinstance(block, ResidualBlock):
+            block.branch.register_forward_hook(lambda branch, inputs, output: seen.append(output))
+    logits = model(randn(5, 3, 32, 32))
+    assert len(seen) == 9
+    assert not any(output.any() for output in seen)
+    assert not logits.any()
+    same(functional.cross_entropy(logits, torch.arange(5)), torch.tensor(10, dtype=torch.float64).log())
 
 
 def test_11_scaled_filters_have_mean_zero_and_the_norm_of_their_gain():
