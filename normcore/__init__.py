@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from normcore import build, preview, spec, train
+    from normcore import build, preview, spec, statistics, train
     from normcore.attention.masked_softmax import masked_softmax
     from normcore.certificate.certify import certify
     from normcore.data.folders import DataFolders
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from normcore.recurrent.lstm import Lstm
     from normcore.recurrent.lstm_cell import LstmCell
     from normcore.spec import JobSpec
+    from normcore.statistics.freeze import freeze_statistics
+    from normcore.statistics.gap import train_eval_gap
+    from normcore.statistics.recompute import recompute_statistics, recomputed_statistics
     from normcore.surgery.convert import convert
     from normcore.surgery.fold import fold
 
@@ -36,10 +39,15 @@ __all__ = [
     "certify",
     "convert",
     "fold",
+    "freeze_statistics",
     "masked_softmax",
     "preview",
+    "recompute_statistics",
+    "recomputed_statistics",
     "spec",
+    "statistics",
     "train",
+    "train_eval_gap",
 ]
 
 _CLASSES = {
@@ -52,7 +60,11 @@ _CLASSES = {
     "certify": "normcore.certificate.certify",
     "convert": "normcore.surgery.convert",
     "fold": "normcore.surgery.fold",
+    "freeze_statistics": "normcore.statistics.freeze",
     "masked_softmax": "normcore.attention.masked_softmax",
+    "recompute_statistics": "normcore.statistics.recompute",
+    "recomputed_statistics": "normcore.statistics.recompute",
+    "train_eval_gap": "normcore.statistics.gap",
 }
 
 

@@ -84,7 +84,7 @@ def test_the_training_itself_is_that_with_moving_averages_bit_for_bit(folders, e
             assert "running_" in name or torch.equal(tensor, snapshot.tensors[name]), name
 
 
-@each_estimator
+@pytest.mark.parametrize("estimator", ["ema", "paper", "population"])
 def test_it_does_not_matter_when_and_how_often_somebody_looks(folders, estimator):
     """Nor is it felt in what comes later that a training was stopped and resumed."""
     probes = [{"kind": "train_eval_gap", "every": 3}]

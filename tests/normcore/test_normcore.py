@@ -14,6 +14,7 @@ def test_classes_and_modules_for_a_notebook():
     assert callable(normcore.preview.preview)
     assert callable(normcore.build.build_model)
     assert callable(normcore.train.train)
+    assert normcore.statistics.recompute_statistics is normcore.recompute_statistics
     for name in normcore.__all__:
         assert getattr(normcore, name) is not None
 

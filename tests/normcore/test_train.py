@@ -11,7 +11,7 @@ from normcore.evaluation import evaluate
 from normcore.learner import Learner
 from normcore.noise.noise import start_step
 from normcore.records import Checkpoint, Diverged, Figure, Finished, Metrics, Point, Reading, Stopped
-from normcore.spec import JobSpec
+from normcore.spec import MENU, JobSpec, kind_of
 from normcore.statistics import recomputed_statistics
 from normcore.train import train
 
@@ -116,7 +116,7 @@ def test_every_precision_learns(folders, precision):
 
 
 def test_bfloat16_rounds_where_float32_does_not(folders):
-    quiet = {"noise": {"kind": "none"}, "steps": 1}
+    quiet = {"noise": {"kind": "none"}, "steps": 1, "schedule": {"kind": "constant"}}
     first = {
         precision: points_of(train(spec_of(precision=precision, **quiet), folders=folders))[0].value
         for precision in ("float32", "bfloat16", "float64")
@@ -126,14 +126,15 @@ def test_bfloat16_rounds_where_float32_does_not(folders):
     assert first["bfloat16"] == pytest.approx(first["float64"], rel=0.05)
 
 
+@pytest.mark.parametrize("kind", [kind_of(spec) for spec in MENU["probes"]])
 @pytest.mark.parametrize("model", [SPEC["model"], {"kind": "vgg", "width": 0.0625}], ids=["mlp", "vgg"])
-def test_probes_change_no_bit_of_the_training(folders, model):
+def test_probes_change_no_bit_of_the_training(folders, model, kind):
     changes = {"model": model, "data": {"kind": "digits", "size": 32}} if model["kind"] == "vgg" else {}
     steps = {"steps": 6, "checkpoint_every": 3} if changes else {}
-    probe = PROBE | ({"every": 2} if changes else {})
+    probe = {"kind": kind, "every": 2 if changes else 7}
     unseen = list(train(spec_of(**changes, **steps), folders=folders))
     seen = list(train(spec_of(**changes, **steps, probes=[probe]), folders=folders))
-    assert points_of(unseen) == [p for p in points_of(seen) if not p.key.startswith("landscape/")]
+    assert points_of(unseen) == [p for p in points_of(seen) if not p.key.startswith(f"{kind}/")]
     assert sum(isinstance(record, Reading) for record in seen) >= 3
     for step, tensors in checkpoints_of(seen).items():
         training = {name: tensor for name, tensor in tensors.items() if not name.startswith("readings.")}
@@ -220,7 +221,7 @@ def test_stop_ends_after_the_step_with_a_checkpoint(folders):
 
 
 def test_a_stop_at_the_last_step_is_a_finish(folders):
-    records = list(train(spec_of(steps=1), folders=folders, stop=lambda: True))
+    records = list(train(spec_of(steps=1, schedule={"kind": "constant"}), folders=folders, stop=lambda: True))
     assert records[-1] == Finished(1)
     assert records[-2].last
 
