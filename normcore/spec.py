@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from normcore.menu.datasets import DataSpec
 from normcore.menu.models import ModelSpec
 from normcore.menu.noises import NoiseSpec, NoNoiseSpec
-from normcore.menu.norms import BatchNormSpec, NormSpec
+from normcore.menu.norms import BatchNormSpec, BatchRenormSpec, NormSpec, PowerNormSpec
 from normcore.menu.optimizers import OptimizerSpec, SgdSpec
 from normcore.menu.probes import ProbeSpec
 from normcore.menu.schedules import ConstantScheduleSpec, ScheduleSpec, StepScheduleSpec
@@ -102,6 +102,9 @@ class JobSpec(Spec):
         if isinstance(self.schedule, StepScheduleSpec):
             last = self.schedule.milestones[-1]
             late.append((f"the last of the milestones is {last:,}", last, "set milestones within the job"))
+        if isinstance(self.norm, BatchRenormSpec | PowerNormSpec):
+            warmup = self.norm.warmup_steps
+            late.append((f"norm {self.norm.kind} is itself only after warmup_steps {warmup:,}", warmup + 1, "lower it"))
         for what, step, remedy in late:
             if step > self.num_steps:
                 raise ValueError(f"{what}, and the job has {self.num_steps:,} steps; {remedy}, or raise steps")

@@ -114,12 +114,12 @@ class BatchRenormSpec(Spec):
     """Where the bound of the scale correction r ends."""
     d_max: NonNegative = 5.0
     """Where the bound of the shift correction d ends."""
-    warmup_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 5_000
-    """Steps of plain batch norm, r = 1 and d = 0."""
-    r_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 40_000
-    """Step at which the bound of r, rising linearly from 1, has reached r_max."""
-    d_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 25_000
-    """Step at which the bound of d, rising linearly from 0, has reached d_max."""
+    warmup_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 100
+    """Steps of plain batch norm, r = 1 and d = 0; the paper's, on ImageNet, 5,000."""
+    r_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 800
+    """Step at which the bound of r, rising linearly from 1, has reached r_max; the paper's 40,000."""
+    d_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 500
+    """Step at which the bound of d, rising linearly from 0, has reached d_max; the paper's 25,000."""
     affine: bool = True
     """Learn a scale (gamma) and a shift (beta) per channel."""
     target: ClassVar[str] = "normcore.norms.batch_renorm:BatchRenorm"
@@ -278,8 +278,8 @@ class PowerNormSpec(Spec):
     """Added to the mean square, inside the root."""
     momentum: Momentum = 0.1
     """Weight of the newest batch in the running mean square and in its gradient's."""
-    warmup_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 10_000
-    """Steps that divide by the batch's own mean square while the running one is gathered."""
+    warmup_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 200
+    """Steps that divide by the batch's own mean square while the running one is gathered; the authors' 10,000."""
     affine: bool = True
     """Learn a scale (gamma) and a shift (beta) per channel."""
     target: ClassVar[str] = "normcore.norms.power:PowerNorm"

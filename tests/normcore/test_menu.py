@@ -23,6 +23,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "evonorm_s0": {"num_groups": 2},
     "ghost": {"virtual_batch_size": 2},
     "sync": {"virtual_ranks": 2},
+    "batch_renorm": {"warmup_steps": 1, "r_steps": 3, "d_steps": 2},
+    "power": {"warmup_steps": 1},
     "whitening": {"channels_per_group": 2},
     "iterative": {"channels_per_group": 2},
 }

@@ -110,14 +110,18 @@ def test_a_name_tells_the_arms_apart() -> None:
         ),
         (
             {"schedule": {"kind": "cosine", "warmup_steps": 101}},
-            "warmup_steps is 101, and the job has 100 steps; lower it, or raise steps",
+            "warmup_steps is 101, and the job has 100 steps; lower it, or raise",
         ),
         (
             {"schedule": {"kind": "step", "milestones": [50, 101]}},
             "the last of the milestones is 101, and the job has 100 steps; set milestones within the job, or raise",
         ),
+        (
+            {"norm": {"kind": "batch_renorm", "warmup_steps": 100}},
+            "norm batch_renorm is itself only after warmup_steps 100, and the job has 100 steps; lower it, or raise",
+        ),
     ],
-    ids=["probe", "warm-up", "milestone"],
+    ids=["probe", "warm-up", "milestone", "norm"],
 )
 def test_what_would_come_after_the_last_step_is_refused(parts, sentence):
     plain = {"model": {"kind": "mlp"}, "data": {"kind": "digits"}}

@@ -239,4 +239,4 @@ def test_statistics_can_be_computed_anew_and_reset():
 
 
 def test_knobs_are_told():
-    assert repr(PowerNorm(8)) == "PowerNorm(8, eps=1e-05, momentum=0.1, warmup_steps=10000, affine=True)"
+    assert repr(PowerNorm(8)) == "PowerNorm(8, eps=1e-05, momentum=0.1, warmup_steps=200, affine=True)"
