@@ -330,6 +330,9 @@ NormSpec = (
     | GroupNormSpec
     | LayerNormSpec
     | InstanceNormSpec
+    | LayerNormChannelsSpec
+    | RmsNormSpec
+    | DynamicTanhSpec
     | GhostBatchNormSpec
     | SyncBatchNormSpec
     | BatchRenormSpec
