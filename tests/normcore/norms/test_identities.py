@@ -16,16 +16,19 @@ from normcore.noise.none import NoNoise
 from normcore.noise.santurkar import SanturkarNoise
 from normcore.norms.batch import BatchNorm
 from normcore.norms.batch_renorm import BatchRenorm
+from normcore.norms.dyt import DynamicTanh
 from normcore.norms.filter_response import FilterResponseNorm
 from normcore.norms.ghost import GhostBatchNorm
 from normcore.norms.group import GroupNorm
 from normcore.norms.instance import InstanceNorm
 from normcore.norms.iterative import IterativeNorm
 from normcore.norms.layer import LayerNorm
+from normcore.norms.layer_channels import LayerNormChannels
 from normcore.norms.local_response import LocalResponseNorm
 from normcore.norms.lp import LpNorm
 from normcore.norms.none import NoNorm
 from normcore.norms.power import PowerNorm
+from normcore.norms.rms import RmsNorm
 from normcore.norms.sync import SyncBatchNorm
 from normcore.norms.whitening import Whitening
 from normcore.weights import fixup
@@ -60,8 +63,7 @@ def test_01_group_layer_instance_ghost_and_batch_norm_are_one_where_their_sets_a
     over_all = functional.layer_norm(X, X.shape[1:], eps=ALMOST_ZERO)
     same(exact(GroupNorm, num_groups=1)(X), over_all)
     same(exact(LayerNorm)(X), over_all)
-    over_channels = functional.layer_norm(X.movedim(1, -1), (C,)).movedim(-1, 1)
-    assert (exact(GroupNorm, num_groups=1)(X) - over_channels).abs().max() > 1
+    assert (exact(GroupNorm, num_groups=1)(X) - exact(LayerNormChannels)(X)).abs().max() > 1
     same(exact(GroupNorm, num_groups=C)(X), exact(InstanceNorm)(X))
     same(exact(GhostBatchNorm, virtual_batch_size=1)(X), exact(InstanceNorm)(X))
     same(exact(GhostBatchNorm, virtual_batch_size=N)(X), exact(BatchNorm)(X))
@@ -146,6 +148,8 @@ INVARIANT = {
     "instance": (exact(InstanceNorm), True),
     "layer": (exact(LayerNorm), True),
     "lp": (exact(LpNorm), False),
+    "layer_channels": (exact(LayerNormChannels), True),
+    "rms": (exact(RmsNorm), False),
     "filter_response": (exact(FilterResponseNorm, tlu=False), False),
 }
 
@@ -217,6 +221,21 @@ def test_10_torchs_alpha_of_local_response_norm_is_alexnets_times_the_size():
     assert (alexnet - torchs(X)).abs().max() > 1e-3
 
 
+def test_11_dynamic_tanh_is_bounded_by_gamma_has_the_slope_alpha_gamma_at_zero_and_sees_no_neighbour():
+    """|y - beta| <= |gamma|; dy/dx = alpha gamma at 0; permuting tokens permutes what becomes of them."""
+    norm = DynamicTanh(C, alpha=0.7, dtype=torch.float64)
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(1, C + 1))
+        norm.bias.copy_(torch.arange(C))
+    gamma, beta = norm.weight.detach().view(C, 1, 1), norm.bias.detach().view(C, 1, 1)
+    assert ((norm(1e3 * X) - beta).abs() <= gamma).all()
+    zero = torch.zeros(1, C, 1, 1, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(norm(zero).sum(), zero)
+    same(slope[0], 0.7 * gamma)
+    order = torch.tensor([4, 2, 0, 3, 1])
+    same(norm(X[:, :, order]), norm(X)[:, :, order])
+
+
 def test_11_fixup_starts_with_branches_of_zero_logits_of_zero_and_the_loss_ln_k():
     """Whatever the depth, a residual net starts as if it had no branches."""
     model = ResNet((3, 32, 32), 10, norm=NoNorm, noise=NoNoise, seed=0, depth=20, width=0.25, dtype=torch.float64)
@@ -249,6 +268,13 @@ def test_12_batch_norm_over_ranks_is_batch_norm_of_their_batches_together(ranks)
     same(sync(x), batch(x))
     same(*(torch.autograd.grad(norm(x), x, G)[0] for norm in (sync, batch)))
     same(sync.running_var, batch.running_var)
+
+
+def test_12_root_mean_square_norm_of_channels_of_mean_zero_is_layer_norm_over_channels():
+    """RMS(x) = LN(x) where mean(x) = 0, and else it is not."""
+    centred = X - X.mean(1, keepdim=True)
+    same(exact(RmsNorm)(centred), exact(LayerNormChannels)(centred))
+    assert (exact(RmsNorm)(X) - exact(LayerNormChannels)(X)).abs().max() > 0.5
 
 
 def test_13_noise_after_batch_norm_gives_each_channel_the_steps_mean_and_variance():
