@@ -63,7 +63,8 @@ class GroupNorm(Norm):
         else:
             in_group = divide_channels(num_features, channels_per_group, divisibility)
             self.num_groups = num_features // in_group
-            self.wished = "" if in_group == channels_per_group else f" (nearest to {channels_per_group} channels each)"
+            self.wished = "" if in_group == channels_per_group else f" ({in_group} channels each)"
+        self.channels_per_group, self.divisibility = channels_per_group, divisibility
         self.num_features, self.eps, self.affine = num_features, eps, affine
         self.weight, self.bias = scale_and_shift(num_features, affine=affine, device=device, dtype=dtype)
 
@@ -85,7 +86,11 @@ class GroupNorm(Norm):
 
     def extra_repr(self) -> str:
         """The channels and the knobs; and the groups that were wished for, where they do not divide."""
-        return f"{self.num_features}, num_groups={self.num_groups}{self.wished}, eps={self.eps}, affine={self.affine}"
+        return (
+            f"{self.num_features}, num_groups={self.num_groups}{self.wished}, "
+            f"channels_per_group={self.channels_per_group}, divisibility={self.divisibility}, "
+            f"eps={self.eps}, affine={self.affine}"
+        )
 
 
 def divide_groups(num_features: int, num_groups: int, divisibility: str) -> int:

@@ -74,7 +74,7 @@ def test_channels_per_group_takes_the_place_of_num_groups():
     assert torch.equal(norm(X), group(3)(X))
     nearest = GroupNorm(6, channels_per_group=4, divisibility="nearest")
     assert nearest.num_groups == 2
-    assert "num_groups=2 (nearest to 4 channels each)" in repr(nearest)
+    assert "num_groups=2 (3 channels each), channels_per_group=4, divisibility=nearest" in repr(nearest)
     with pytest.raises(
         Refusal, match="channels_per_group must divide num_features, got channels_per_group 4 and"
     ) as refused:
