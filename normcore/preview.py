@@ -29,6 +29,7 @@ POINTERS = {
     "batch-of-one": "/batch_size",
     "channels-per-group-do-not-divide": "/norm/channels_per_group",
     "dataset-not-found": "/data/kind",
+    "even-window": "/norm",
     "fan-in-of-one": "/weight/kind",
     "groups-do-not-divide": "/norm/num_groups",
     "image-too-small": "/data/size",

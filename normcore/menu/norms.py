@@ -341,6 +341,7 @@ NormSpec = (
     | LocalResponseNormSpec
     | EvoNormS0Spec
     | EvoNormB0Spec
+    | DivisiveNormSpec
     | WhiteningSpec
     | IterativeNormSpec
     | PowerNormSpec

@@ -122,6 +122,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
             "take a larger batch, or a norm without batch statistics: group, layer or instance"
         ),
     ),
+    "even-window": (
+        {"norm": {"kind": "divisive", "variance_window": 4}},
+        "/norm",
+        "blocks.0.norm",
+        "variance_window must be odd, so that a pixel stands in the middle of its window, got 4; take 3 or 5",
+    ),
     "fan-in-of-one": (
         {"model": {"kind": "mlp", "hidden": [1, 8]}, "weight": {"kind": "standardized"}},
         "/weight/kind",

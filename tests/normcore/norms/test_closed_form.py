@@ -10,6 +10,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jvp, vmap
 
 from normcore.norms import closed_form
+from normcore.norms.divisive import DivisiveNorm
 from normcore.norms.evonorm_b0 import EvoNormB0
 from normcore.norms.evonorm_s0 import EvoNormS0
 from normcore.norms.filter_response import FilterResponseNorm
@@ -28,6 +29,9 @@ NORMS: dict[str, tuple[Callable[..., Norm], tuple[int, ...]]] = {
     "local_response": (partial(LocalResponseNorm, alpha=0.4), (2, 6, 2, 2)),
     "local_response-even": (partial(LocalResponseNorm, size=4, alpha=0.4, convention="torch"), (2, 6, 3)),
     "local_response-root": (partial(LocalResponseNorm, size=3, alpha=0.4, beta=0.5, k=0.1), (2, 5)),
+    "divisive": (partial(DivisiveNorm, mean_window=3, variance_window=3, sigma=0.5), (2, 3, 4, 3)),
+    "divisive-bare": (partial(DivisiveNorm, variance_window=1, affine=False), (3, 2, 4)),
+    "divisive-vectors": (DivisiveNorm, (3, 4)),
     "evonorm_b0": (partial(EvoNormB0, eps=0.1), (3, 4, 3, 2)),
     "evonorm_b0-bare": (partial(EvoNormB0, affine=False), (4, 3)),
     "evonorm_b0-evaluation": (lambda c, **kw: EvoNormB0(c, **kw).eval(), (3, 4, 3)),
