@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from normcore.statistics.recompute import recompute_statistics, recomputed_statistics
     from normcore.surgery.convert import convert
     from normcore.surgery.fold import fold
+    from normcore.surgery.onnx_export import export_onnx
 
 __all__ = [
     "BatchLstmCell",
@@ -38,6 +39,7 @@ __all__ = [
     "build",
     "certify",
     "convert",
+    "export_onnx",
     "fold",
     "freeze_statistics",
     "masked_softmax",
@@ -59,6 +61,7 @@ _CLASSES = {
     "LstmCell": "normcore.recurrent.lstm_cell",
     "certify": "normcore.certificate.certify",
     "convert": "normcore.surgery.convert",
+    "export_onnx": "normcore.surgery.onnx_export",
     "fold": "normcore.surgery.fold",
     "freeze_statistics": "normcore.statistics.freeze",
     "masked_softmax": "normcore.attention.masked_softmax",

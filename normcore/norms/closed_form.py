@@ -97,9 +97,12 @@ class ClosedForm(torch.autograd.Function):
 
 def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors of one shape `(N, ...)` in parts along N that a CPU's cache holds; elsewhere in one part."""
+    if torch.compiler.is_compiling():
+        # A split, even into one part, has no ONNX form where the number of samples is open.
+        return iter([tensors])
     first = tensors[0]
     samples = first.shape[0]
-    if first.device.type == "cpu" and first.numel() > CACHED and not torch.compiler.is_compiling():
+    if first.device.type == "cpu" and first.numel() > CACHED:
         samples = max(1, CACHED * first.shape[0] // first.numel())
     return zip(*(torch.split(tensor, samples) for tensor in tensors), strict=True)
 
