@@ -13,10 +13,10 @@ from normcore.norms.channel_groups import (
     divide_channels,
     from_groups,
     to_groups,
-    turn,
     without_autocast,
 )
 from normcore.norms.claims import Claims
+from normcore.norms.decorrelation import Decorrelation, batch_statistics, decorrelated, turned
 from normcore.norms.gathering import Moments
 from normcore.norms.norm import Norm, at_least_float32, check_channels, scale_and_shift
 
@@ -65,8 +65,11 @@ class Decorrelating(Norm):
         self.register_buffer("running_whitening", identities)
 
     @abstractmethod
-    def whitening(self, sigma: Tensor) -> Tensor:
-        """W of each group, `(G, D, D)`, from its covariance plus eps on the diagonal."""
+    def whitening(self, sigma: Tensor, orders: int = 2) -> Tensor:
+        """W of each group, `(G, D, D)`, from its covariance plus eps on the diagonal.
+
+        At least so many orders of derivatives are exact.
+        """
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalized input, `(N, C, *)`.
@@ -75,27 +78,22 @@ class Decorrelating(Norm):
             Refusal: In training, no more values of a channel than a group has channels; or C is not `num_features`.
         """
         check_channels(x, self.num_features)
-        with without_autocast(x):
-            values = x.to(at_least_float32(x.dtype))
-            groups = to_groups(values, self.channels_per_group)
-            per_channel = (*groups.shape[1:3], 1)
-            if self.training:
-                check_enough_values(x, self.channels_per_group)
-                mean = groups.mean((0, 3), keepdim=True)
-                centred = groups - mean
-                identity = torch.eye(self.channels_per_group, device=x.device, dtype=groups.dtype)
-                whitening = self.whitening(covariance(centred) + self.eps * identity)
-                self.running_mean.lerp_(mean.detach().flatten().to(self.running_mean.dtype), self.momentum)
-                self.running_whitening.lerp_(whitening.detach().to(self.running_whitening.dtype), self.momentum)
-            else:
-                centred = groups - self.running_mean.to(groups.dtype).view(per_channel)
-                whitening = self.running_whitening.to(groups.dtype)
-            if self.weight is not None:
-                whitening = self.weight.to(groups.dtype).view(per_channel) * whitening
-            y = turn(whitening, centred)
-            if self.bias is not None:
-                y = y + self.bias.to(groups.dtype).view(per_channel)
-            return from_groups(y, values).to(x.dtype)
+        if not self.training:
+            return self._by_running_statistics(x)
+        check_enough_values(x, self.channels_per_group)
+        if torch.compiler.is_compiling():
+            y, statistics = decorrelated(x, self.weight, self.bias, self.channels_per_group, self.eps, self.whitening)
+        else:
+            statistics = batch_statistics(x.detach(), self.channels_per_group, self.eps, self.whitening)
+            y = Decorrelation.of(x, self.weight, self.bias, *statistics, self.eps, self.whitening)
+        mean, sigma, whitening = (statistic.detach() for statistic in statistics)
+        self.running_mean.lerp_(mean.flatten().to(self.running_mean.dtype), self.momentum)
+        self.running_whitening.lerp_(whitening.to(self.running_whitening.dtype), self.momentum)
+        self.watch(sigma, whitening)
+        return y
+
+    def watch(self, sigma: Tensor, whitening: Tensor) -> None:
+        """What a training pass has found, before it goes."""
 
     def reset_statistics(self) -> None:
         """Put the running mean back to 0 and the running matrices to the identity."""
@@ -127,4 +125,12 @@ class Decorrelating(Norm):
         if unbiased:
             sigma = sigma * moments.count / (moments.count - 1).clamp(min=1)
         identity = torch.eye(self.channels_per_group, device=sigma.device, dtype=sigma.dtype)
-        return {"running_mean": mean, "running_whitening": self.whitening(sigma + self.eps * identity)}
+        return {"running_mean": mean, "running_whitening": self.whitening(sigma + self.eps * identity, 0)}
+
+    def _by_running_statistics(self, x: Tensor) -> Tensor:
+        with without_autocast(x):
+            values = x.to(at_least_float32(x.dtype))
+            groups = to_groups(values, self.channels_per_group)
+            centred = groups - self.running_mean.to(groups.dtype).view(*groups.shape[1:3], 1)
+            y = turned(centred, self.running_whitening.to(groups.dtype), self.weight, self.bias)
+            return from_groups(y, values).to(x.dtype)

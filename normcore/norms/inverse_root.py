@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 
 
-def zca(sigma: Tensor, smallest: float) -> Tensor:
+def zca(sigma: Tensor, smallest: float, orders: int = 2) -> Tensor:
     """The symmetric inverse square root: W = U L^(-1/2) U^T, for sigma = U L U^T.
 
     W is a smooth function of sigma even where eigenvalues are equal and U is not. So nothing is differentiated through
-    U: the eigendecomposition of sigma is taken as a constant, and from its W two steps of Newton's method (with the
+    U: the eigendecomposition of sigma is taken as a constant, and from its W steps of Newton's method (with the
     derivative at the start, in the basis U: a division by sqrt(l_i) + sqrt(l_j)) go to the root of W sigma W = I. They
-    move the value by rounding alone, and each makes one more order of derivatives exact:
+    move the value by rounding alone, and each makes one more order of derivatives exact. The first is
 
         dW = -U [(U^T W dsigma W U)_ij / (sqrt(l_i) + sqrt(l_j))] U^T
 
-    which is the divided difference of l^(-1/2) without its division of zero by zero. First and second derivatives are
-    exact, in forward and reverse mode; a third is not.
+    which is the divided difference of l^(-1/2) without its division of zero by zero.
 
     Args:
         sigma: `(G, D, D)`, symmetric and positive.
         smallest: Eigenvalues are at least this; rounding may say otherwise.
+        orders: Of derivatives that are exact, in forward and reverse mode.
 
     Example:
         >>> zca(torch.diag(torch.tensor([4.0, 1.0])), 1e-5)
@@ -34,12 +34,12 @@ def zca(sigma: Tensor, smallest: float) -> Tensor:
     identity = torch.eye(sigma.shape[-1], device=sigma.device, dtype=sigma.dtype)
     turned = axes.mT @ sigma @ axes
     whitening = roots.reciprocal().diag_embed()
-    for _ in range(2):
+    for _ in range(orders):
         whitening = whitening - (whitening @ turned @ whitening - identity) / slopes
     return axes @ whitening @ axes.mT
 
 
-def pca(sigma: Tensor, smallest: float) -> Tensor:
+def pca(sigma: Tensor, smallest: float, orders: int = 2) -> Tensor:
     """The principal axes, each to variance one: W = L^(-1/2) U^T, for sigma = U L U^T, the largest eigenvalue first.
 
     The sign of an axis is that which makes its largest component positive; it jumps where that becomes another one. The
@@ -47,11 +47,12 @@ def pca(sigma: Tensor, smallest: float) -> Tensor:
     sigma there, and its derivative, which divides by d = l_j - l_i, has no limit. Here it is multiplied by
     d / (d^2 + t^2) instead, with t the largest eigenvalue times the root of the dtype's epsilon: the derivative where
     eigenvalues differ by much more than t, and finite everywhere. As in `zca` the eigendecomposition is a constant,
-    here refined by two steps of Ogita & Aishima (2018), each of which makes an order of derivatives exact.
+    here refined by steps of Ogita & Aishima (2018), each of which makes an order of derivatives exact.
 
     Args:
         sigma: `(G, D, D)`, symmetric and positive.
         smallest: Eigenvalues are at least this; rounding may say otherwise.
+        orders: Of derivatives that are exact, in forward and reverse mode.
 
     Example:
         >>> pca(torch.diag(torch.tensor([1.0, 4.0])), 1e-5)
@@ -65,7 +66,7 @@ def pca(sigma: Tensor, smallest: float) -> Tensor:
     near = torch.finfo(sigma.dtype).eps * values.amax(-1)[..., None, None] ** 2
     identity = torch.eye(sigma.shape[-1], device=sigma.device, dtype=sigma.dtype)
     rotation = identity
-    for _ in range(2):
+    for _ in range(orders):
         skew = identity - rotation.mT @ rotation
         seen = rotation.mT @ turned @ rotation
         lengths = _diagonal(seen) / (1 - _diagonal(skew))

@@ -77,10 +77,11 @@ class IterativeNorm(Decorrelating):
             dtype=dtype,
         )
         self.iterations = iterations
-        self.register_buffer("newton_residual", self.running_mean.new_zeros(()), persistent=False)
+        # A vector of one: what a compiled graph writes into a float64 number without dimensions is lost in torch 2.13.
+        self.register_buffer("newton_residual", self.running_mean.new_zeros(1), persistent=False)
 
-    def whitening(self, sigma: Tensor) -> Tensor:
-        """W = P_T / sqrt(tr(sigma)) of each group, `(G, D, D)`; its residual is kept."""
+    def whitening(self, sigma: Tensor, orders: int = 2) -> Tensor:  # noqa: ARG002
+        """W = P_T / sqrt(tr(sigma)) of each group, `(G, D, D)`; exact in all derivatives."""
         identity = torch.eye(self.channels_per_group, device=sigma.device, dtype=sigma.dtype)
         trace = sigma.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
         y = sigma / trace
@@ -89,11 +90,13 @@ class IterativeNorm(Decorrelating):
             y = y @ step
             step = 1.5 * identity - 0.5 * z @ y
             z = step @ z
-        whitening = z * trace.rsqrt()
-        rest = identity - whitening.detach() @ sigma.detach() @ whitening.detach()
-        residuals = rest.square().mean((1, 2)).mul(self.channels_per_group).sqrt()
+        return z * trace.rsqrt()
+
+    def watch(self, sigma: Tensor, whitening: Tensor) -> None:
+        """Keep the residual."""
+        identity = torch.eye(self.channels_per_group, device=sigma.device, dtype=sigma.dtype)
+        residuals = (identity - whitening @ sigma @ whitening).square().mean((1, 2)).mul(self.channels_per_group).sqrt()
         self.newton_residual.copy_(residuals.max())
-        return whitening
 
     def diagnosis(self) -> dict[str, Tensor]:
         """`newton_residual`, see `normcore.norms.diagnosis`."""

@@ -53,8 +53,6 @@ class PowerNorm(Norm):
         True
     """
 
-    claims = Claims(statistics="batch", scale_invariant=False, gradient="approximate", variance="none")
-
     running_square: Tensor
     nu: Tensor
     num_batches_tracked: Tensor
@@ -73,6 +71,12 @@ class PowerNorm(Norm):
         super().__init__()
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.warmup_steps, self.affine = warmup_steps, affine
+        self.claims = Claims(
+            statistics="batch" if warmup_steps else "running",
+            scale_invariant=False,
+            gradient="approximate",
+            variance="none",
+        )
         self.weight, self.bias = scale_and_shift(num_features, affine=affine, device=device, dtype=dtype)
         kept = at_least_float32(dtype or torch.get_default_dtype())
         self.register_buffer("running_square", torch.ones(num_features, device=device, dtype=kept))
@@ -97,7 +101,7 @@ class PowerNorm(Norm):
         if mask is not None:
             check_mask(x, mask)
             return zero_where_masked(self._normalize(zero_where_masked(x, mask), mask.sum()), mask)
-        return self._normalize(x, torch.full((), x.numel() // x.shape[1], device=x.device))
+        return self._normalize(x, None)
 
     def reset_statistics(self) -> None:
         """Put the running mean square back to one and nu to zero, and begin the warm-up anew."""
@@ -121,8 +125,8 @@ class PowerNorm(Norm):
             f"affine={self.affine}"
         )
 
-    def _normalize(self, x: Tensor, real: Tensor) -> Tensor:
-        """`real` is the number of values per channel that are not padding; padding is zero."""
+    def _normalize(self, x: Tensor, real: Tensor | None) -> Tensor:
+        """`real` is the number of values per channel that are not padding, where there is any; padding is zero."""
         kept = at_least_float32(x.dtype)
         running = self.running_square.to(kept)
         weight = torch.ones_like(running) if self.weight is None else self.weight.to(kept)
@@ -130,18 +134,21 @@ class PowerNorm(Norm):
         if not self.training:
             return _scaled(x, running, weight, bias, self.eps)
         warm = self.num_batches_tracked < self.warmup_steps
-        count = real.clamp(min=1).to(kept)
+        count = x.numel() // x.shape[1] if real is None else real.clamp(min=1).to(kept)
         batch = _products(x.detach(), x.detach())[0] / count
-        # A sum is kept for the backward pass. A mere choice some compilers make anew there, when the buffer has moved.
-        square = torch.stack((torch.where(warm, batch, 0), torch.where(warm, 0, running))).sum(0)
-        # A compiler cannot trace a function that has a forward mode.
-        passes = ApproximateBackward if torch.compiler.is_compiling() else ApproximateDerivatives
+        square = torch.where(warm, batch, running)
+        passes: type[ApproximateBackward] = ApproximateDerivatives
+        if torch.compiler.is_compiling():
+            # It keeps sums for the backward pass; a mere choice it makes anew there, when the buffer has moved.
+            square = torch.stack((square, torch.zeros_like(square))).sum(0)
+            # It cannot trace a function that has a forward mode.
+            passes = ApproximateBackward
         y: Tensor = passes.apply(  # type: ignore[no-untyped-call]
             x, weight, bias, square, batch, self.nu, warm, count, self.eps, self.momentum
         )
         with torch.no_grad():
-            moved = torch.where(real > 0, batch, running).to(self.running_square.dtype)
-            self.running_square.lerp_(moved, self.momentum)
+            moved = batch if real is None else torch.where(real > 0, batch, running)
+            self.running_square.lerp_(moved.to(self.running_square.dtype), self.momentum)
             self.num_batches_tracked.add_(1)
         return y
 
@@ -157,26 +164,26 @@ class ApproximateBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
         """Torch calls it."""
-        x, weight, _, square, batch, nu, warm, count, ctx.eps, ctx.momentum = inputs
-        ctx.save_for_backward(x, weight, square, batch, warm, count)
-        ctx.save_for_forward(x, weight, square, batch, warm, count)
+        x, weight, _, square, batch, nu, warm, ctx.count, ctx.eps, ctx.momentum = inputs
+        ctx.save_for_backward(x, weight, square, batch, warm)
+        ctx.save_for_forward(x, weight, square, batch, warm)
         # Not among what is saved: each backward pass moves it.
         ctx.nu = nu
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Torch calls it, in grad mode where the gradient will be differentiated in turn."""
-        x, weight, square, batch, warm, count = ctx.saved_tensors
+        x, weight, square, batch, warm = ctx.saved_tensors
         nu = ctx.nu.to(weight.dtype, copy=True)
         differentiable = torch.is_grad_enabled()
         if differentiable:
             # In the warm-up what is divided by is a function of x, too.
-            square = torch.where(warm, _sum(x.to(weight.dtype).square()) / count, square)
+            square = torch.where(warm, _sum(x.to(weight.dtype).square()) / ctx.count, square)
             dots, sums = _sum(grad.to(weight.dtype) * x), _sum(grad.to(weight.dtype))
         else:
             dots, sums = _products(grad, x)
         inverse = (square + ctx.eps).rsqrt()
-        projection = weight * dots * inverse / count
+        projection = weight * dots * inverse / ctx.count
         factors = along_channels(x, weight * inverse, torch.where(warm, projection, nu) * inverse.square())
         of_x = _difference(grad, x, *factors) if differentiable else _difference_in_parts(grad, x, *factors)
         with torch.no_grad():
@@ -193,13 +200,13 @@ class ApproximateDerivatives(ApproximateBackward):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         """Torch calls it."""
-        x, weight, square, _, warm, count = ctx.saved_tensors
+        x, weight, square, _, warm = ctx.saved_tensors
         moved, turned, shifted = (
             torch.zeros_like(of) if tangent is None else tangent
             for tangent, of in zip(tangents[:3], (x, weight, weight), strict=True)
         )
         kept = weight.dtype
-        slope = torch.where(warm, 2 * _sum(x.to(kept) * moved) / count, 0)
+        slope = torch.where(warm, 2 * _sum(x.to(kept) * moved) / ctx.count, 0)
         inverse = (square + ctx.eps).rsqrt()
         scale, change = along_channels(x, weight * inverse, turned * inverse - 0.5 * weight * inverse**3 * slope)
         (shift,) = along_channels(x, shifted)
@@ -209,7 +216,8 @@ class ApproximateDerivatives(ApproximateBackward):
 
 def _scaled(x: Tensor, square: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """`weight x / sqrt(square + eps) + bias` in one pass: batch norm in evaluation, with a mean of zero."""
-    return functional.batch_norm(x, torch.zeros_like(square), square, weight, bias, False, 0.0, eps)
+    y = functional.batch_norm(_as_maps(x), torch.zeros_like(square), square, weight, bias, False, 0.0, eps)
+    return y.view_as(x)
 
 
 def _products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,10 +226,16 @@ def _products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     It is the pass in which batch norm, given mean zero and variance one, finds the gradients of its gamma and beta.
     """
     ones = torch.ones(a.shape[1], device=a.device, dtype=at_least_float32(a.dtype))
+    zeros = torch.zeros_like(ones)
     _, dots, sums = torch.ops.aten.native_batch_norm_backward(
-        a, b, ones, torch.zeros_like(ones), ones, torch.zeros_like(ones), ones, True, 0.0, [False, True, True]
+        _as_maps(a), _as_maps(b), ones, zeros, ones, zeros, ones, True, 0.0, [False, True, True]
     )
     return dots, sums
+
+
+def _as_maps(x: Tensor) -> Tensor:
+    """Sequences as images one pixel wide: only of those does torch know that channels may be last in memory."""
+    return x.unsqueeze(-1) if x.dim() == 3 else x
 
 
 def _sum(x: Tensor) -> Tensor:

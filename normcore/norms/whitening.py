@@ -71,9 +71,9 @@ class Whitening(Decorrelating):
         )
         self.method = method
 
-    def whitening(self, sigma: Tensor) -> Tensor:
+    def whitening(self, sigma: Tensor, orders: int = 2) -> Tensor:
         """W of each group, `(G, D, D)`."""
-        return (zca if self.method == "zca" else pca)(sigma, self.eps)
+        return (zca if self.method == "zca" else pca)(sigma, self.eps, orders)
 
     def extra_repr(self) -> str:
         """The channels and the knobs."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from normcore.norms.batch import BatchNorm
+from normcore.norms.decorrelation import decorrelated
 from normcore.norms.gathering import Gathers, Moments
 from normcore.norms.iterative import IterativeNorm
 from normcore.norms.whitening import Whitening
@@ -119,6 +120,26 @@ def test_derivatives_are_right_in_every_order_of_modes(make):
     torch.testing.assert_close(second, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-6)
     over = torch.func.jvp(torch.func.grad(loss), (x.detach(),), (direction,))[1]
     torch.testing.assert_close(over, second)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [1, 3, 6])
+def test_fast_passes_part_by_part_are_the_formula(make, layout, channels, monkeypatch):
+    monkeypatch.setattr("normcore.norms.closed_form.CACHED", 2 * X[0].numel())
+    norm, results = make(channels_per_group=channels), []
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, 2, 6))
+    grad = X.flip(0).contiguous(memory_format=layout)
+    for differentiable in (False, True):
+        x = X.clone(memory_format=layout).requires_grad_()
+        y = norm(x)
+        gradients = torch.autograd.grad(y, (x, norm.weight, norm.bias), grad, create_graph=differentiable)
+        assert y.is_contiguous(memory_format=layout)
+        assert differentiable or gradients[0].is_contiguous(memory_format=layout)
+        results.append([y, *gradients])
+    formula, _ = decorrelated(X, norm.weight, norm.bias, channels, norm.eps, norm.whitening)
+    torch.testing.assert_close(results[0][0], formula)
+    torch.testing.assert_close(*results)
 
 
 def test_gradients_of_affine_parameters_are_right(make):

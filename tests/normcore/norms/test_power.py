@@ -222,6 +222,15 @@ def test_channels_last_stays_so_and_changes_nothing():
     torch.testing.assert_close((y, gradient), (expected, of_x))
 
 
+def test_sequences_may_have_their_channels_last_as_well():
+    x, grad = X[:, :, 0].transpose(1, 2).contiguous().transpose(1, 2).requires_grad_(), GRAD[:, :, 0]
+    y = power(1)(x)
+    (gradient,) = torch.autograd.grad(y, x, grad)
+    expected, of_x = torch.autograd.functional.vjp(power(1), X[:, :, 0].contiguous(), grad)
+    torch.testing.assert_close((y, gradient), (expected, of_x))
+    assert y.stride() == gradient.stride() == x.stride()
+
+
 def test_a_batch_of_one_is_refused_in_training_only():
     with pytest.raises(Refusal, match=r"power norm needs a batch of at least 2 samples in training, got 1; take a"):
         power()(X[:1])
