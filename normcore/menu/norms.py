@@ -333,6 +333,7 @@ NormSpec = (
     | LayerNormChannelsSpec
     | RmsNormSpec
     | DynamicTanhSpec
+    | SwitchableNormSpec
     | GhostBatchNormSpec
     | SyncBatchNormSpec
     | BatchRenormSpec

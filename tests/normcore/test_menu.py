@@ -32,6 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 REFUSED = {
     ("mlp", "instance"),
+    ("mlp", "switchable"),
     ("mlp", "filter_response"),
     ("resnet", "filter_response"),
     ("resnet", "evonorm_s0"),
