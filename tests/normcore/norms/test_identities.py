@@ -29,6 +29,7 @@ from normcore.norms.lp import LpNorm
 from normcore.norms.none import NoNorm
 from normcore.norms.power import PowerNorm
 from normcore.norms.rms import RmsNorm
+from normcore.norms.switchable import SwitchableNorm
 from normcore.norms.sync import SyncBatchNorm
 from normcore.norms.whitening import Whitening
 from normcore.weights import fixup
@@ -148,6 +149,7 @@ INVARIANT = {
     "instance": (exact(InstanceNorm), True),
     "layer": (exact(LayerNorm), True),
     "lp": (exact(LpNorm), False),
+    "switchable": (exact(SwitchableNorm), True),
     "layer_channels": (exact(LayerNormChannels), True),
     "rms": (exact(RmsNorm), False),
     "filter_response": (exact(FilterResponseNorm, tlu=False), False),
@@ -201,6 +203,18 @@ def test_08_batch_renorm_is_evaluation_between_its_bounds_and_batch_norm_where_t
     shut = exact(BatchRenorm, r_max=1.0, d_max=0.0, **open_at_once)(x)
     same(shut, batch)
     same(torch.autograd.grad(shut, x, G)[0], dx_batch)
+
+
+@pytest.mark.parametrize(("logit", "kind"), list(enumerate([InstanceNorm, LayerNorm, BatchNorm])))
+def test_09_switchable_norm_of_one_kind_is_that_kind(logit, kind):
+    """All weight on the instance's, the layer's or the batch's statistics is IN, LN or BN, gradients included."""
+    norm, x = exact(SwitchableNorm), X.clone().requires_grad_()
+    with torch.no_grad():
+        for logits in (norm.mean_weight, norm.var_weight):
+            logits[logit] = 1e4
+    switched, plain = norm(x), exact(kind)(x)
+    same(switched, plain)
+    same(*(torch.autograd.grad(y, x, G)[0] for y in (switched, plain)))
 
 
 def test_09_power_norm_by_the_batchs_own_mean_square_is_batch_norm_of_channels_of_mean_zero():
