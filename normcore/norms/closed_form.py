@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -93,6 +94,10 @@ class ClosedForm(torch.autograd.Function):
     def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
         """Torch calls it."""
         return torch.vmap(cls.plain, in_dims, randomness=info.randomness)(*inputs), 0
+
+
+# Torch looks the signature up at every call, which takes longer than a small kernel.
+ClosedForm.forward.__func__.__signature__ = inspect.signature(ClosedForm.forward.__func__)  # type: ignore[attr-defined]
 
 
 def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -63,7 +63,7 @@ class EvoNormS0(Norm):
     ) -> None:
         super().__init__()
         self.num_features, self.eps, self.affine = num_features, eps, affine
-        self.num_groups = divide_groups(num_features, num_groups, divisibility)
+        self.num_groups, self.divisibility = divide_groups(num_features, num_groups, divisibility), divisibility
         self.wished = "" if self.num_groups == num_groups else f" (nearest to {num_groups})"
         self.weight, self.bias = scale_and_shift(num_features, affine=affine, device=device, dtype=dtype)
         kept = at_least_float32(dtype or torch.get_default_dtype())
@@ -83,20 +83,22 @@ class EvoNormS0(Norm):
                 f"num_groups {self.num_groups}; take fewer groups",
             )
         maps = x if x.dim() > 2 else x.unsqueeze(2)
-        moments = _group_moments(maps.detach(), self.num_groups)
-        return _EvoNormS0.of(maps, self.v, self.weight, self.bias, *moments, self.num_groups, self.eps).view_as(x)
+        return _EvoNormS0.of(maps, self.v, self.weight, self.bias, self.num_groups, self.eps).view_as(x)
 
     def extra_repr(self) -> str:
         """The channels and the knobs; and the groups that were wished for, where they do not divide."""
-        return f"{self.num_features}, num_groups={self.num_groups}{self.wished}, eps={self.eps}, affine={self.affine}"
+        return (
+            f"{self.num_features}, num_groups={self.num_groups}{self.wished}, divisibility={self.divisibility}, "
+            f"eps={self.eps}, affine={self.affine}"
+        )
 
 
 class _EvoNormS0(ClosedForm):
-    """Of x `(N, C, pixels...)`, of v, weight and bias per channel, of x's moments, of the groups and of eps."""
+    """Of x `(N, C, pixels...)`, of v, weight and bias per channel, of the number of groups and of eps."""
 
     @staticmethod
     def plain(*inputs: Any) -> Tensor:
-        x, v, weight, bias, _, _, num_groups, eps = inputs
+        x, v, weight, bias, num_groups, eps = inputs
         wide: Tensor = x.to(at_least_float32(x.dtype))
         v, weight, bias = along_channels(x, v, weight, bias)
         y = wide * torch.sigmoid(wide * v) * torch.rsqrt(_group_moments(x, num_groups)[1] + eps)
@@ -106,9 +108,9 @@ class _EvoNormS0(ClosedForm):
 
     @staticmethod
     def quick(*inputs: Any) -> Tensor:
-        x, v, weight, bias, _, var, _, eps = inputs
+        x, v, weight, bias, num_groups, eps = inputs
         v, weight, bias = along_channels(x, v, weight, bias)
-        scale = torch.rsqrt(var + eps)
+        scale = torch.rsqrt(_group_moments(x, num_groups)[1] + eps)
         scale = scale if weight is None else scale * weight
         y = torch.empty_like(x)
         for part, out, factor in parts(x, y, scale):
@@ -120,8 +122,9 @@ class _EvoNormS0(ClosedForm):
     @staticmethod
     def quick_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor | None, ...]:
         """`dx = gamma r g s (1 + v x (1 - s)) - r^3 (x - mean) sum(gamma g x s) / m`, s the sigmoid, r the root."""
-        x, v, weight, bias, mean, var, num_groups, eps = inputs
+        x, v, weight, bias, num_groups, eps = inputs
         v, weight, bias = along_channels(x, v, weight, bias)
+        mean, var = _group_moments(x, num_groups)
         dx, pixels, root = torch.empty_like(x), tuple(range(2, x.dim())), torch.rsqrt(var + eps)
         sum_g, sum_gh, sum_v = (torch.empty_like(root) for _ in range(3))
         for part, g, out, *maps in parts(x, grad, dx, mean, root, sum_g, sum_gh, sum_v):
@@ -143,7 +146,7 @@ class _EvoNormS0(ClosedForm):
             out.copy_(direct.add_(torch.mul(wide, slope, out=h)).sub_(slope * m))
         d_v = over_batch(sum_v * (root if weight is None else root * weight))
         d_weight, d_bias = (None, None) if weight is None else (over_batch(sum_gh * root), over_batch(sum_g))
-        return dx, d_v, d_weight, d_bias, None, None, None, None
+        return dx, d_v, d_weight, d_bias, None, None
 
 
 def _group_moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:

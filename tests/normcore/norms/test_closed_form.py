@@ -157,6 +157,15 @@ def test_half_precision_rounds_once_and_every_layout_gives_the_same(name, dtype,
     torch.testing.assert_close(x.grad.double(), exact.grad, **tolerance)
 
 
+@pytest.mark.parametrize("name", [name for name in NORMS if list(norm_and_input(name)[0].parameters())])
+def test_parameters_can_be_mapped(name):
+    norm, x = norm_and_input(name)
+    f, parameters = as_function(norm)
+    two = [torch.stack([parameter, 2 * parameter]) for parameter in parameters]
+    expected = torch.stack([f(x, *parameters), f(x, *(2 * parameter for parameter in parameters))])
+    torch.testing.assert_close(vmap(f, in_dims=(None, *[0] * len(two)))(x, *two), expected)
+
+
 @each_norm
 def test_inputs_that_are_views_are_welcome(name):
     norm, x = norm_and_input(name)
@@ -181,5 +190,5 @@ def test_only_the_input_is_kept_for_the_backward_pass_and_little_per_channel(nam
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         norm(x.requires_grad_())
-    per_channel = sum(p.numel() for p in norm.parameters()) + 4 * x.shape[0] * x.shape[1]
+    per_channel = sum(p.numel() for p in norm.parameters()) + 2 * x.shape[1] * (x.shape[0] + 1)
     assert sum(tensor.numel() for tensor in kept) <= x.numel() + per_channel

@@ -2,11 +2,12 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normcore.norms.batch import BatchNorm
 from normcore.norms.evonorm_b0 import EvoNormB0
 from normcore.refusal import Refusal
+from normcore.statistics.recompute import recompute_statistics
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -118,3 +119,9 @@ def test_a_batch_between_an_evaluation_and_its_backward_pass_leaves_that_alone()
     y = norm(x)
     norm.train()(draw(4, 3, 4, 4, seed=1))
     assert torch.equal(torch.autograd.grad(y.sum(), x)[0], expected)
+
+
+def test_its_running_variance_is_recomputed_like_any_other():
+    model, x = nn.Sequential(bare(3)), 2 * draw(8, 3, 4, 4)
+    assert recompute_statistics(model, [x[:2], x[2:]]).layers == ("0",)
+    torch.testing.assert_close(model[0].running_var, x.var((0, 2, 3), correction=0))
