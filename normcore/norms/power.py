@@ -32,8 +32,8 @@ class PowerNorm(Norm):
     (Algorithm 2 of the paper.) So a backward pass changes a buffer, `nu`, and a second one through the same graph does
     so again. The first `warmup_steps` training passes divide by the batch's own psi_B instead, while the running one is
     gathered; there mean(gamma g x^) stands for nu, and the gradient is exact. Such a pass with an input of mean zero is
-    batch norm's. Without a warm-up `running_square` sets out from one, whatever the
-    input. The authors warm up for 10,000 passes of translation; a job that ends within its warm-up is refused.
+    batch norm's. Without a warm-up `running_square` sets out from one, whatever the input. The authors warm up for
+    10,000 passes of translation; a job that ends within its warm-up is refused.
 
     The authors' code differs: its backward pass divides by the batch's psi_B where the forward pass divided by the
     running one, and in the warm-up each batch moves the running mean square twice.
