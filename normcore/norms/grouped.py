@@ -119,8 +119,8 @@ class _Innermost(Function):
         # A copy, since a Function's output may be no view where forward mode is to pass through it.
         mean, rstd = mean.squeeze(-1).clone(), torch.rsqrt(var.squeeze(-1) + eps)
         scale = _to_channels(rstd, c) if weight is None else _to_channels(rstd, c) * weight
-        shift = -_to_channels(mean, c) * scale
-        return _unrow(_rounded(_line, rows, scale, shift if bias is None else shift + bias), x), mean, rstd
+        shift = _to_channels(mean, c) * scale
+        return _unrow(_rounded(_line, rows, scale, -shift if bias is None else bias - shift), x), mean, rstd
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -154,8 +154,8 @@ class _Innermost(Function):
             )
             return _unrow(dx.movedim(1, -1), x), d_weight, d_bias, None, None
         s, t = torch.split(_piecewise(_sums, g, rows), 1, 1)
-        t = (t - _to_channels(mean, c) * s) * _to_channels(rstd, c)
         scale = _to_channels(rstd, c)
+        t = (t - _to_channels(mean, c) * s) * scale
         d_weight = d_bias = None
         if weight is not None:
             d_weight, d_bias, scale = t.sum((0, 1)), s.sum((0, 1)), scale * weight
@@ -230,12 +230,15 @@ def _fills(channels: int, x: Tensor) -> bool:
 
 def _over_groups(per_channel: Tensor, num_groups: int) -> Tensor:
     """`(N, 1, C)` summed to `(N, num_groups)`."""
-    return per_channel.reshape(per_channel.shape[0], num_groups, -1).sum(-1)
+    n, _, c = per_channel.shape
+    return per_channel.squeeze(1) if num_groups == c else per_channel.reshape(n, num_groups, -1).sum(-1)
 
 
 def _to_channels(per_group: Tensor, num_features: int) -> Tensor:
     """`(N, num_groups)` repeated to `(N, 1, C)`."""
     n, num_groups = per_group.shape
+    if num_groups == num_features:
+        return per_group.unsqueeze(1)
     return per_group.unsqueeze(-1).expand(n, num_groups, num_features // num_groups).reshape(n, 1, num_features)
 
 
