@@ -31,8 +31,8 @@ def typed_layer(name: str, words: Sequence[str] = (), num_features: int | None =
         Refusal: There is no such kind, module, class or argument, or what is there makes no layer.
 
     Example:
-        >>> typed_layer("torch.nn:GroupNorm", ["num_groups=2", "num_channels=8"])
-        GroupNorm(2, 8, eps=1e-05, affine=True)
+        >>> typed_layer("torch.nn:GroupNorm", ["num_groups=2", "num_channels=8"]).num_groups
+        2
     """
     arguments = dict(_argument(word) for word in words)
     if ":" in name:

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from normcore.certificate import company, conventions, gradients, invariances, precision, promises, tracing
+from normcore.certificate import company, conventions, eps, gradients, invariances, precision, promises, tracing
 from normcore.certificate.certificate import Certificate, Row, Verdict
 from normcore.certificate.check import Check, NotTried, Observation
 from normcore.certificate.torch_norms import torch_claims
@@ -35,6 +35,7 @@ def certify(
     like: str | None = None,
     shape: tuple[int, ...] | None = None,
     groups: Collection[Group] | None = None,
+    cells: Collection[tracing.Cell] = tracing.CELLS,
     backend: str = "aot_eager",
     onnx: bool = False,
 ) -> Certificate:
@@ -52,6 +53,7 @@ def certify(
         like: A norm of the menu, by its kind, whose claims it makes.
         shape: Of the inputs; else the first of some small ones that the layer takes.
         groups: Which rows to try, all when not given; those that every layer owes always are.
+        cells: Pairs of dtype and memory format to compile and export for.
         backend: Of `torch.compile`; `inductor` generates code, which takes longer.
         onnx: Export to ONNX as well.
 
@@ -79,7 +81,7 @@ def certify(
         twin = copy.deepcopy(layer)
         trial = Trial(twin, claims, (), device, backend)
         trial = replace(trial, shape=tuple(shape) if shape is not None else _fitting_shape(trial))
-        checks = _checks(GROUPS if groups is None else groups, tracing.checks(onnx=onnx))
+        checks = _checks(GROUPS if groups is None else groups, tracing.checks(cells, onnx=onnx))
         return Certificate(repr(layer), trial.shape, _rows(trial, checks))
 
 
@@ -107,7 +109,7 @@ def _checks(groups: Collection[Group], traced: tuple[Check, ...]) -> tuple[Check
     rows: dict[Group, tuple[Check, ...]] = {
         "invariances": invariances.CHECKS,
         "gradients": gradients.CHECKS,
-        "conventions": conventions.CHECKS,
+        "conventions": (*conventions.CHECKS, *eps.CHECKS),
         "precision": precision.CHECKS,
         "company": company.CHECKS,
         "tracing": traced,

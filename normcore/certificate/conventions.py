@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from normcore.certificate.check import Check, NotTried, Observation, always, within
 from normcore.certificate.design import design
-from normcore.certificate.trial import Reach, Trial, largest, output_of
+from normcore.certificate.trial import VAST, Reach, Trial, largest, odd_part, output_of
 from normcore.norms.claims import Claims
-
-VAST = 1e8
-"""A scale of inputs at which eps does not count."""
 
 
 def _statistics(trial: Trial) -> Observation:
-    return Observation(trial.reach.statistics)
+    return Observation("running" if trial.reach.statistics == "none" and trial.remembers else trial.reach.statistics)
 
 
 def _taken_over(trial: Trial) -> Observation:
@@ -28,7 +23,7 @@ def _statistics_in_evaluation(trial: Trial) -> Observation:
     return Observation("moved by other samples" if trial.reach_in_evaluation.samples else "each sample by itself")
 
 
-def _variance(trial: Trial) -> Observation:
+def variance(trial: Trial) -> Observation:
     """What a training pass divides by, from the outputs at inputs of variance one, or at the same values twice over."""
     if not _central(trial):
         return Observation("none")
@@ -42,13 +37,11 @@ def _variance(trial: Trial) -> Observation:
             return Observation("unbiased", abs(m - round(m)), 1e-3)
     # Biased moments are those of the distribution: the same whether it is given once or twice.
     x = trial.draw(scale=VAST)
-    error = 0.0
-    for dim in (0, 2):
-        if dim < x.dim():
-            once = odd_part(layer, x)
-            twice = odd_part(layer, torch.cat([x, x], dim)).narrow(dim, 0, x.shape[dim])
-            error = max(error, largest(twice - once) / (largest(once) or 1.0))
-    return Observation("biased" if error < 1e-6 else "unbiased", error, 1e-6)
+    once, error = odd_part(layer, x), 0.0
+    for dim in range(0, x.dim(), 2)[:2]:
+        twice = odd_part(layer, torch.cat([x, x], dim)).narrow(dim, 0, x.shape[dim])
+        error = max(error, largest(twice - once) / (largest(once) or 1.0))
+    return Observation("biased" if error < 1e-6 else "neither", error, 1e-6)
 
 
 def _running_variance(trial: Trial) -> Observation:
@@ -63,7 +56,7 @@ def _running_variance(trial: Trial) -> Observation:
         with torch.no_grad():
             ratio = output_of(trial.copy(), x).var(dims) / output_of(layer, x).var(dims)
         # What training divides by itself counts too.
-        own = corrections.get(_variance(trial).observed, 0)
+        own = corrections.get(variance(trial).observed, 0)
         errors = {word: largest(ratio * (m - c) / (m - own) - 1) for word, c in corrections.items()}
     word = min(errors, key=lambda name: errors[name])
     return Observation(word if errors[word] < 1e-6 else "neither", errors[word], 1e-6)
@@ -71,20 +64,21 @@ def _running_variance(trial: Trial) -> Observation:
 
 def _evaluation_approaches_training(trial: Trial) -> Observation:
     """After one batch for ever; where running variances are unbiased, up to the difference that this makes."""
-    if not trial.reach.samples:
+    if not trial.remembers:
         layer, x = trial.copy(), trial.draw()
         return within(largest(layer(x) - layer.eval()(x)), 0.0)
     layer, x = _settled(trial)
     with torch.no_grad():
-        y = output_of(trial.copy(), x)
-        error = largest(output_of(layer, x) - y)
+        evaluated = output_of(layer, x)
+        y = layer.train()(x)
+        error = largest(evaluated - y)
     unbiased = trial.claims is None or trial.claims.running_variance == "unbiased"
     return within(error, largest(y) * (0.6 * x.shape[1] / x.numel() if unbiased else 1e-6))
 
 
 def _momentum(trial: Trial) -> Observation:
     """How far the first batch moves the running statistics towards itself."""
-    if not trial.reach.samples:
+    if not trial.remembers:
         raise NotTried("there are no running statistics")
     x, layer = 3 + 2 * trial.draw(5), trial.copy()
     born = _running(layer)
@@ -104,53 +98,6 @@ def _momentum(trial: Trial) -> Observation:
     return Observation(f"{sum(weights) / len(weights):.4g}" if spread < 1e-4 else "no single weight", spread, 1e-4)
 
 
-def _eps(trial: Trial) -> Observation:
-    """Where eps stands, from the order in which it ceases to count as inputs grow: the second inside the root."""
-    if (scale := _telling_scale(trial)) is None:
-        return Observation("none")
-    order = math.log2(_shortfall(trial, scale) / _shortfall(trial, 2 * scale))
-    place = "inside" if abs(order - 2) < 0.05 else "outside" if abs(order - 1) < 0.05 else "neither"
-    return Observation(place, abs(order - (2 if place == "inside" else 1)), 0.05)
-
-
-def _eps_value(trial: Trial) -> Observation:
-    """From how far outputs at inputs of variance one fall short of those at vast ones."""
-    if (scale := _telling_scale(trial)) is None:
-        raise NotTried("no eps is to be seen")
-    short = _shortfall(trial, scale)
-    inside = abs(math.log2(short / _shortfall(trial, 2 * scale)) - 2) < 0.05
-    eps = 2 * scale**2 * short if inside else scale * short
-    if _variance(trial).observed == "unbiased":
-        layer, x = trial.copy(), design(trial)
-        eps /= float(odd_part(layer, VAST * x).square().mean()) ** (1.0 if inside else 0.5)
-    return Observation(f"{eps:.3g}")
-
-
-def _telling_scale(trial: Trial) -> float | None:
-    """A scale of inputs at which eps takes about a hundred thousandth of the output; none where there is no such."""
-    if not trial.reach.channels and not trial.reach.pixels and not trial.reach.samples:
-        raise NotTried("there are no statistics")
-    layer, x = trial.copy(), design(trial)
-    if not torch.allclose(odd_part(layer, VAST * x), odd_part(layer, 100 * VAST * x), rtol=1e-6):
-        raise NotTried("outputs have no limit as inputs grow")
-    for step in range(12, -17, -1):
-        if _shortfall(trial, scale := 10 ** (step / 2)) > 1e-5:
-            return scale
-    return None
-
-
-def _shortfall(trial: Trial, scale: float) -> float:
-    layer, x = trial.copy(), design(trial)
-    ratio = odd_part(layer, scale * x) / odd_part(layer, VAST * x)
-    return 1 - float(ratio[ratio.isfinite()].median())
-
-
-def odd_part(layer: nn.Module, x: Tensor) -> Tensor:
-    """(f(x) - f(-x)) / 2: what is left of a norm when a gate or a threshold that follows it is taken out."""
-    with torch.no_grad():
-        return (output_of(layer, x) - output_of(layer, -x)) / 2
-
-
 def _central(trial: Trial) -> bool:
     """Whether it divides by what is left of the input without its mean: a vast mean then stays, or goes, unseen."""
     if trial.reach.statistics == "none":
@@ -161,9 +108,11 @@ def _central(trial: Trial) -> bool:
 
 
 def _settled(trial: Trial, *, scale: float = 1.0) -> tuple[nn.Module, Tensor]:
-    if not trial.reach.samples:
+    if not trial.remembers:
         raise NotTried("there are no running statistics")
     x = scale * (3 + 2 * trial.draw(5))
+    # Two samples over and over: a layer that normalizes parts of the batch sees the same in each.
+    x = x[:2].repeat(x.shape[0] // 2, *(1 for _ in x.shape[1:]))
     return _settle(trial.copy(), x), x
 
 
@@ -186,9 +135,10 @@ def _settle(layer: nn.Module, x: Tensor) -> nn.Module:
 
 
 def _running(layer: nn.Module) -> dict[str, Tensor]:
-    """Its floating point buffers, in copies."""
-    floating = {name: buffer for name, buffer in layer.named_buffers() if buffer.is_floating_point() and buffer.dim()}
-    return {name: buffer.detach().clone() for name, buffer in floating.items()}
+    """Its floating point buffers that are saved with it, in copies."""
+    saved = layer.state_dict()
+    running = {name: buffer for name, buffer in layer.named_buffers() if name in saved and buffer.is_floating_point()}
+    return {name: buffer.detach().clone() for name, buffer in running.items()}
 
 
 def _set(reach: Reach) -> str:
@@ -196,21 +146,16 @@ def _set(reach: Reach) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words) or "nothing"
 
 
-def _claimed_eps_value(claims: Claims, layer: nn.Module) -> str:
-    eps = getattr(layer, "eps", None)
-    return f"{eps:.3g}" if isinstance(eps, float) and claims.eps != "none" else ""
-
-
 def _claimed_momentum(claims: Claims, layer: nn.Module) -> str:
     momentum = getattr(layer, "momentum", None)
-    return f"{momentum:.4g}" if isinstance(momentum, float) and claims.statistics == "batch" else ""
+    return f"{momentum:.4g}" if isinstance(momentum, float) and claims.statistics in {"batch", "running"} else ""
 
 
 CHECKS = (
     Check("statistics", lambda claims, _: claims.statistics, _statistics),
     Check("moved in training by other", always(""), _taken_over),
     Check("statistics in evaluation", always("each sample by itself"), _statistics_in_evaluation),
-    Check("variance", lambda claims, _: claims.variance if claims.variance != "none" else "", _variance),
+    Check("variance", lambda claims, _: claims.variance if claims.variance != "none" else "", variance),
     Check(
         "running variance",
         lambda claims, _: claims.running_variance if claims.running_variance != "none" else "",
@@ -218,6 +163,4 @@ CHECKS = (
     ),
     Check("evaluation approaches training", always("yes"), _evaluation_approaches_training),
     Check("weight of the newest batch", _claimed_momentum, _momentum),
-    Check("eps", lambda claims, _: claims.eps if claims.eps != "none" else "", _eps),
-    Check("value of eps", _claimed_eps_value, _eps_value),
 )

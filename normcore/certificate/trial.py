@@ -16,8 +16,8 @@ from normcore.norms.claims import Claims
 Parameters = dict[str, Tensor]
 Function = Callable[[Tensor, Parameters], Tensor]
 
-LARGE = 1e3
-"""A scale of inputs at which eps hardly counts."""
+LARGE, VAST = 1e3, 1e8
+"""Scales of inputs at which eps hardly counts, and not at all."""
 
 
 @dataclass
@@ -69,6 +69,19 @@ class Trial:
         return reach(self.copy(), self.draw())
 
     @cached_property
+    def remembers(self) -> bool:
+        """Whether what it has seen in training moves an output, of training or of evaluation."""
+        young, x = self.copy(), self.draw()
+        old = copy.deepcopy(young)
+        with torch.no_grad():
+            for seed in range(101, 104):
+                old(self.draw(seed, scale=3.0) + 1)
+            return any(
+                largest(output_of(young.train(training), x) - output_of(old.train(training), x)) > 0
+                for training in (True, False)
+            )
+
+    @cached_property
     def reach_in_evaluation(self) -> Reach:
         """The same in evaluation."""
         return reach(self.copy(training=False), self.draw())
@@ -113,6 +126,12 @@ def output_of(layer: nn.Module, x: Tensor) -> Tensor:
     """What the layer gives, without its state moving: a copy is asked."""
     output: Tensor = copy.deepcopy(layer)(x)
     return output
+
+
+def odd_part(layer: nn.Module, x: Tensor) -> Tensor:
+    """(f(x) - f(-x)) / 2: what is left of a norm when a gate or a threshold that follows it is taken out."""
+    with torch.no_grad():
+        return (output_of(layer, x) - output_of(layer, -x)) / 2
 
 
 def pure(layer: nn.Module) -> Function:

@@ -76,7 +76,8 @@ class BatchNorm(RunningNorm):
             self.claims = Claims(
                 statistics="batch", shift_invariant="channel", theorem_4_1=True, running_variance="biased"
             )
-            values = torch.tensor(0.0, device=device, dtype=torch.float64)
+            # Of one value, not of none: what a compiled graph writes into a float64 number on the CPU is lost in 2.13.
+            values = torch.zeros(1, device=device, dtype=torch.float64)
             self.register_buffer("values_tracked", values, persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

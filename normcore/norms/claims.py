@@ -18,10 +18,10 @@ class Claims:
         True
     """
 
-    statistics: Literal["batch", "sample", "none"]
+    statistics: Literal["batch", "sample", "running", "none"]
     """What statistics are taken over. `batch`: other samples of the batch move a sample's output in training, and
-    evaluation uses running statistics; `sample`: each sample by itself, the same in training and evaluation; `none`:
-    each value by itself."""
+    evaluation uses running statistics; `sample`: each sample by itself, the same in training and evaluation; `running`:
+    training too divides by what earlier batches left; `none`: each value by itself."""
     scale_invariant: bool = True
     """f(a x) = f(x) for a > 0, up to eps; in training."""
     shift_invariant: Literal["channel", "sample", "none"] = "none"
