@@ -44,7 +44,7 @@ class ClosedForm(torch.autograd.Function):
     @classmethod
     def of(cls, *inputs: Any) -> Tensor:
         """The value, differentiable in every way."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or inputs[0].numel() == 0:
             return cls.plain(*inputs)
         value: Tensor = cls.apply(*inputs)  # type: ignore[no-untyped-call]
         return value

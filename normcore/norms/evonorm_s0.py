@@ -158,5 +158,5 @@ def _group_moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
 
 def _over_groups(per_map: Tensor, num_groups: int) -> Tensor:
     """The mean over its group for each channel."""
-    grouped = per_map.view(per_map.shape[0], num_groups, -1)
+    grouped = per_map.view(per_map.shape[0], num_groups, per_map.shape[1] // num_groups)
     return grouped.mean(2, keepdim=True).expand_as(grouped).reshape(per_map.shape)

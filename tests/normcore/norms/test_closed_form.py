@@ -167,6 +167,25 @@ def test_parameters_can_be_mapped(name):
 
 
 @each_norm
+def test_neither_the_input_nor_its_gradient_is_written_into(name):
+    norm, x = norm_and_input(name)
+    x, direction = x.float().requires_grad_(), draw(*x.shape, seed=2).float()
+    before = x.detach().clone(), direction.clone()
+    norm.float()(x).backward(direction)
+    assert torch.equal(x, before[0])
+    assert torch.equal(direction, before[1])
+
+
+@pytest.mark.parametrize("name", [name for name in NORMS if name not in BATCH])
+def test_a_batch_without_samples_is_welcome(name):
+    norm, x = norm_and_input(name)
+    empty = x[:0].requires_grad_()
+    y = norm(empty)
+    y.sum().backward()
+    assert y.shape == empty.grad.shape == empty.shape
+
+
+@each_norm
 def test_inputs_that_are_views_are_welcome(name):
     norm, x = norm_and_input(name)
     wide = torch.stack([x, -x], dim=-1).requires_grad_()
