@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,10 @@ NOT_IN_EVALUATION = {
     "d_steps",
 }
 """Knobs that evaluation does not know of."""
+
+
+NORMS_OF_A_NORMAL = {"1": math.sqrt(2 / math.pi), "2": 1.0}
+"""E(|x|^p)^(1/p) of a normal x of standard deviation one, by p as the menu writes it."""
 
 
 def take_over(norm: Norm, kind: str, knobs: dict[str, Any], known: Known) -> tuple[bool, list[str]]:
@@ -84,7 +89,7 @@ def _canonical(kind: str, knobs: dict[str, Any], num_features: int) -> tuple[str
 
 def _copy_same_names(norm: Norm, kind: str, known: Known) -> list[str]:
     """Statistics, and parameters that only this kind has."""
-    mine, theirs = dict(norm.named_buffers()), _statistics(dict(known.norm.named_buffers()))
+    mine, theirs = dict(norm.named_buffers()), _statistics(dict(known.norm.named_buffers()), norm)
     if known.kind == kind:
         mine |= dict(norm.named_parameters())
         theirs |= dict(known.norm.named_parameters())
@@ -95,14 +100,24 @@ def _copy_same_names(norm: Norm, kind: str, known: Known) -> list[str]:
     return taken
 
 
-def _statistics(buffers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Buffers, and what follows from them by another name."""
+def _statistics(buffers: dict[str, Tensor], norm: Norm) -> dict[str, Tensor]:
+    """Buffers, and what follows from them by the names that `norm` may know, if channels are normal and uncorrelated.
+
+    Without it the function would be kept all the same, by a gamma that makes up for statistics of nobody; but training
+    would then start with that gamma on statistics of its own.
+    """
     buffers = dict(buffers)
     if "running_std" in buffers:
         buffers.setdefault("running_var", buffers["running_std"].square())
     if "running_var" in buffers and "running_mean" in buffers:
-        buffers.setdefault("running_std", buffers["running_var"].sqrt())
-        buffers.setdefault("running_square", buffers["running_var"] + buffers["running_mean"].square())
+        mean, var = buffers["running_mean"], buffers["running_var"]
+        buffers.setdefault("running_std", var.sqrt())
+        buffers.setdefault("running_square", var + mean.square())
+        buffers.setdefault("running_norm", var.sqrt() * NORMS_OF_A_NORMAL.get(getattr(norm, "p", ""), 1.0))
+        whitening = dict(norm.named_buffers()).get("running_whitening")
+        if whitening is not None:
+            inverse_roots = (var + float(getattr(norm, "eps", 0.0))).rsqrt()
+            buffers.setdefault("running_whitening", inverse_roots.view(whitening.shape[:2]).diag_embed())
     return buffers
 
 
