@@ -65,6 +65,8 @@ class GroupNorm(Norm):
             self.num_groups = num_features // in_group
             self.wished = "" if in_group == channels_per_group else f" ({in_group} channels each)"
         self.channels_per_group, self.divisibility = channels_per_group, divisibility
+        if self.num_groups == num_features:
+            self.claims = Claims(statistics="sample", shift_invariant="channel")
         self.num_features, self.eps, self.affine = num_features, eps, affine
         self.weight, self.bias = scale_and_shift(num_features, affine=affine, device=device, dtype=dtype)
 
