@@ -71,9 +71,12 @@ class Whitening(Decorrelating):
         )
         self.method = method
 
-    def whitening(self, sigma: Tensor, orders: int = 2) -> Tensor:
+    def whitening(self, covariance: Tensor, orders: int = 2) -> Tensor:
         """W of each group, `(G, D, D)`."""
-        return (zca if self.method == "zca" else pca)(sigma, self.eps, orders)
+        if self.method == "zca":
+            return zca(covariance, self.eps, orders)
+        # Axes hang on differences of eigenvalues, which in float32 drown where eps is much larger than they are.
+        return pca(sigma.double(), self.eps, orders).to(sigma.dtype)
 
     def extra_repr(self) -> str:
         """The channels and the knobs."""
