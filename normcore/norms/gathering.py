@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -55,6 +55,23 @@ class Gathers(Protocol):
             unbiased: Whether a variance is to be that of the population the values were drawn from, divided by m - 1
                 (one batch), or that of the values themselves, divided by m (pooled over all there are).
         """
+        ...
+
+
+@runtime_checkable
+class GathersItself(Protocol):
+    """A layer that gathers its running statistics alone, in training passes after a reset, by the estimate it is set
+    to.
+
+    All its buffers belong to them, counts too. It is what `normcore.statistics` can do with a layer whose statistics
+    are not those of its whole input, such as one that keeps them for each time step.
+    """
+
+    estimator: Any
+    """ema, paper or population."""
+
+    def reset_statistics(self) -> None:
+        """Put the running statistics back to where they began."""
         ...
 
 

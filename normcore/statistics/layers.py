@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normcore.norms.gathering import Gathers, Moments, channel_moments, mean_and_var
+from normcore.norms.gathering import Gathers, GathersItself, Moments, channel_moments, mean_and_var
 from normcore.norms.norm import Norm
 
 
@@ -41,6 +41,11 @@ def gathering(module: nn.Module) -> Gathers | None:
     if not isinstance(module, _BatchNorm | Norm) or not kept or not kept.keys() <= {"running_mean", "running_var"}:
         return None
     return ByChannel(module) if all(value.dim() == 1 for value in kept.values()) else None
+
+
+def gathering_itself(module: nn.Module) -> GathersItself | None:
+    """The layer itself, where it gathers its running statistics alone."""
+    return module if isinstance(module, GathersItself) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from normcore.noise.noise import Noise
-from normcore.norms.gathering import Gathers, Moments
+from normcore.norms.gathering import Gathers, GathersItself, Moments
 from normcore.probes.footprints import no_footprints
-from normcore.statistics.layers import gathering, has_running_statistics
+from normcore.statistics.layers import gathering, gathering_itself, has_running_statistics
 
 Estimator = Literal["ema", "paper", "population"]
 
@@ -53,8 +53,10 @@ def recompute_statistics(
       leaves behind, but without a trace of the values it began with. Where a layer's momentum is None, it is `paper`.
 
     The same holds for layers that keep something else than a variance (`normcore.norms.gathering`). Moments are taken
-    in float32 or better and pooled in float64. Counters (`num_batches_tracked`) stay as they are. Costs a forward pass
-    per batch and, for a while, a copy of the model.
+    in float32 or better and pooled in float64. Counters (`num_batches_tracked`) stay as they are. A layer that can only
+    gather by itself, as those with statistics for each time step do, is reset and left to it, counters included, and
+    its `ema` sets out from where a new layer would. Costs a forward pass per batch and, for a while, a copy of the
+    model.
 
     Args:
         model: Any module: torch's batch norms are known, and every norm of ours. Everything but the running statistics
@@ -75,8 +77,8 @@ def recompute_statistics(
         (tensor([2., 2.]), tensor([1., 0.]))
     """
     with no_footprints(model):
-        gathered = _gather(model, batches, infer or model, noise=noise)
-    return gathered.write(estimator)
+        gathered = _gather(model, batches, infer or model, estimator, noise=noise)
+    return gathered.write()
 
 
 @contextmanager
@@ -101,39 +103,43 @@ def recomputed_statistics(
         noise: Keep noise layers noisy.
     """
     with no_footprints(model):
-        yield _gather(model, batches, infer or model, noise=noise).write(estimator)
+        yield _gather(model, batches, infer or model, estimator, noise=noise).write()
 
 
 @dataclass(frozen=True, slots=True)
 class _Gathered:
-    layers: dict[str, tuple[nn.Module, Gathers, list[Moments]]]
+    """New statistics, not yet in their buffers."""
+
+    values: dict[str, tuple[nn.Module, dict[str, Tensor]]]
+    """By the path of a layer: the layer, and its buffers by name."""
+    unseen: tuple[str, ...]
     unknown: tuple[str, ...]
 
     @torch.no_grad()
-    def write(self, estimator: Estimator) -> Recomputed:
-        seen = {path: entry for path, entry in self.layers.items() if entry[2]}
-        for module, gathers, moments in seen.values():
-            for name, value in _estimate(gathers, moments, estimator).items():
+    def write(self) -> Recomputed:
+        for module, values in self.values.values():
+            for name, value in values.items():
                 module.get_buffer(name).copy_(value)
-        return Recomputed(tuple(seen), tuple(self.layers.keys() - seen.keys()), self.unknown)
+        return Recomputed(tuple(self.values), self.unseen, self.unknown)
 
 
-def _gather(model: nn.Module, batches: Iterable[Any], infer: Callable[[Any], object], *, noise: bool) -> _Gathered:
+def _gather(
+    model: nn.Module, batches: Iterable[Any], infer: Callable[[Any], object], estimator: Estimator, *, noise: bool
+) -> _Gathered:
     model.train()
-    layers: dict[str, tuple[nn.Module, Gathers, list[Moments]]] = {}
-    others: dict[str, nn.Module] = {}
+    layers: dict[str, _Layer] = {}
+    others: dict[str, tuple[nn.Module, list[Tensor]]] = {}
     for path, module in model.named_modules():
         if isinstance(module, Noise) and not noise:
             module.eval()
-        if has_running_statistics(module) and (gathers := gathering(module)) is not None:
-            layers[path] = (module, gathers, [])
+        known = has_running_statistics(module)
+        if known and (gathers := gathering(module)) is not None:
+            layers[path] = _ByMoments(module, gathers, [])
+        elif known and (itself := gathering_itself(module)) is not None:
+            layers[path] = _ByItself(module, itself, itself.estimator, [])
         else:
-            others[path] = module
-    before = {path: [buffer.clone() for buffer in _statistics_like(module)] for path, module in others.items()}
-    handles = [
-        module.register_forward_pre_hook(partial(_take, gathers, moments), with_kwargs=True)
-        for module, gathers, moments in layers.values()
-    ]
+            others[path] = module, [buffer.clone() for buffer in _statistics_like(module)]
+    handles = [layer.begin(estimator) for layer in layers.values()]
     try:
         with torch.no_grad():
             for batch in batches:
@@ -141,17 +147,62 @@ def _gather(model: nn.Module, batches: Iterable[Any], infer: Callable[[Any], obj
     finally:
         for handle in handles:
             handle.remove()
+        found = {path: layer.end(estimator) for path, layer in layers.items()}
+    values = {path: (layers[path].module, new) for path, new in found.items() if new}
     moved = (
         path
-        for path, module in others.items()
+        for path, (module, before) in others.items()
         if has_running_statistics(module)
-        or any(not torch.equal(was, now) for was, now in zip(before[path], _statistics_like(module), strict=True))
+        or any(not torch.equal(was, now) for was, now in zip(before, _statistics_like(module), strict=True))
     )
-    return _Gathered(layers, tuple(moved))
+    return _Gathered(values, tuple(path for path in layers if path not in values), tuple(moved))
 
 
-def _take(gathers: Gathers, seen: list[Moments], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    seen.append(gathers.moments(*args, **kwargs))
+@dataclass(frozen=True, slots=True)
+class _ByMoments:
+    """A layer that says what a batch has to say."""
+
+    module: nn.Module
+    gathers: Gathers
+    seen: list[Moments]
+
+    def begin(self, _: Estimator) -> RemovableHandle:
+        return self.module.register_forward_pre_hook(self._take, with_kwargs=True)
+
+    def _take(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.seen.append(self.gathers.moments(*args, **kwargs))
+
+    def end(self, estimator: Estimator) -> dict[str, Tensor]:
+        # Of a batch that is all padding there is nothing to be learned.
+        seen = [moments for moments in self.seen if moments.count > 0]
+        return _estimate(self.gathers, seen, estimator) if seen else {}
+
+
+@dataclass(frozen=True, slots=True)
+class _ByItself:
+    """A layer that does it alone, as long as nobody else is in its buffers."""
+
+    module: nn.Module
+    gathers: GathersItself
+    usual: Any
+    """The estimator that it is set to."""
+    seen: list[bool]
+
+    def begin(self, estimator: Estimator) -> RemovableHandle:
+        self.gathers.estimator = estimator
+        self.gathers.reset_statistics()
+        return self.module.register_forward_pre_hook(self._take)
+
+    def _take(self, _: nn.Module, __: tuple[Any, ...]) -> None:
+        self.seen.append(True)
+
+    def end(self, _: Estimator) -> dict[str, Tensor]:
+        self.gathers.estimator = self.usual
+        buffers = self.module.named_buffers(recurse=False)
+        return {name: buffer.clone() for name, buffer in buffers} if self.seen else {}
+
+
+_Layer = _ByMoments | _ByItself
 
 
 def _statistics_like(module: nn.Module) -> list[Tensor]:
@@ -162,7 +213,7 @@ def _statistics_like(module: nn.Module) -> list[Tensor]:
 def _estimate(gathers: Gathers, seen: list[Moments], estimator: Estimator) -> dict[str, Tensor]:
     if estimator == "population":
         counts = torch.stack([moments.count for moments in seen])
-        shares = counts / counts.sum().clamp(min=1)
+        shares = counts / counts.sum()
         pooled = {name: _average([m.means[name] for m in seen], shares) for name in seen[0].means}
         return gathers.statistics(Moments(counts.sum(), pooled), unbiased=False)
     each = [gathers.statistics(moments, unbiased=True) for moments in seen]

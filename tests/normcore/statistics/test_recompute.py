@@ -7,6 +7,8 @@ from torch import nn
 from normcore.build import build_model
 from normcore.noise.noise import Noise
 from normcore.norms.batch import BatchNorm
+from normcore.recurrent.batch_lstm import BatchLstmCell
+from normcore.recurrent.lstm import Lstm
 from normcore.spec import JobSpec
 from normcore.statistics.recompute import recompute_statistics, recomputed_statistics
 
@@ -222,3 +224,39 @@ def test_recomputing_for_good_leaves_everything_else_alone():
     assert all(p.grad is gradient for p, gradient in zip(model.parameters(), gradients, strict=True))
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("estimator", ["paper", "population"])
+def test_statistics_of_each_time_step_are_gathered_by_their_layers_for_sequences_of_any_length(estimator):
+    torch.manual_seed(0)
+    lstm = Lstm(BatchLstmCell(3, 4, max_length=6, dtype=torch.float64))
+    batches = [torch.randn(size, length, 3).double() for size, length in ((5, 6), (8, 4))]
+    norm, given = lstm.cell.norm_x, []
+    handle = norm.register_forward_pre_hook(lambda _, x: given.append(x[0].detach()))
+    for batch in batches:
+        lstm(batch)
+    handle.remove()
+    before = norm.num_batches_tracked.clone()
+    with recomputed_statistics(lstm, batches, estimator=estimator) as done:
+        assert (set(done.layers), done.unknown) == ({"cell.norm_h", "cell.norm_x", "cell.norm_c"}, ())
+        assert norm.num_batches_tracked.tolist() == [2, 2, 2, 2, 1, 1]
+        inside = norm.running_mean.clone()
+    for time in range(6):
+        here = [x[:, time] for x in given if x.shape[1] > time]
+        parts = here if estimator == "paper" else [torch.cat(here)]
+        torch.testing.assert_close(inside[time], sum(part.mean(0) for part in parts) / len(parts))
+    assert norm.estimator == "ema"
+    assert torch.equal(norm.num_batches_tracked, before)
+    assert not torch.equal(norm.running_mean, inside)
+    recompute_statistics(lstm, batches, estimator=estimator)
+    assert torch.equal(norm.running_mean, inside)
+
+
+def test_a_batch_of_padding_alone_counts_for_nothing():
+    norm, x = BatchNorm(2), torch.randn(3, 2, 4)
+    some, none = torch.ones(3, 4, dtype=torch.bool), torch.zeros(3, 4, dtype=torch.bool)
+    for estimator in ("ema", "paper", "population"):
+        recompute_statistics(norm, [some, none], estimator=estimator, infer=lambda mask: norm(x, mask))
+        torch.testing.assert_close(norm.running_mean, x.mean((0, 2)))
+    assert recompute_statistics(norm, [none], infer=lambda mask: norm(x, mask)).unseen == ("",)
+    torch.testing.assert_close(norm.running_mean, x.mean((0, 2)))
