@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from normcore.noise.noise import Noise
 
@@ -23,6 +24,17 @@ RELUS: tuple[Any, ...] = (functional.relu, functional.relu_, torch.relu, torch.r
 
 class ChildrenAreLeaves(fx.Tracer):
     """Records one module's own forward: every module that it calls is one node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes: set[tuple[bool, ...]] = set()
+        """Under which calls were recorded: a recording forgets `with torch.no_grad()`, and the like."""
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Torch calls it."""
+        autocast = (torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+        self.modes.add((torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast))
+        return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002 (torch's signature)
         """Always."""
@@ -175,20 +187,22 @@ class CallSites:
     def recordable(self, owner: str) -> fx.Graph | None:
         """The forward of `owner` as a graph that may take its place; none where the recording left something out.
 
-        It did where the forward differs between training and evaluation, or has arguments with a default.
+        It did where the forward differs between training and evaluation, has arguments with a default, or calls some
+        things with gradients or autocast turned off or on.
         """
         module = self._modules[owner]
         if owner not in self._graphs or _defaults(module):
             return None
+        tracer = ChildrenAreLeaves()
         try:
             module.train()
-            training = ChildrenAreLeaves().trace(module)
+            training = tracer.trace(module)
         except Exception:  # noqa: BLE001 (any forward's any error)
             return None
         finally:
             module.eval()
         evaluation = self._graphs[owner]
-        return evaluation if str(training) == str(evaluation) else None
+        return evaluation if str(training) == str(evaluation) and len(tracer.modes) == 1 else None
 
     def _record(self, path: str, module: nn.Module) -> None:
         try:
@@ -203,9 +217,9 @@ class CallSites:
 
 
 def _is_torchs_leaf(module: nn.Module) -> bool:
-    """Whether a module without children is a layer of torch, or a subclass of one, and means what that means."""
+    """Whether a module without children, but for parametrizations, is a layer of torch or of a subclass of one."""
     bases = [base for base in type(module).__mro__ if base.__module__.startswith("torch.nn.") and base is not nn.Module]
-    return bool(bases) and next(module.children(), None) is None
+    return bool(bases) and (next(module.children(), None) is None or parametrize.is_parametrized(module))
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from normcore.menu.spec import Spec
+from normcore.norms.none import NoNorm
 from normcore.norms.norm import Norm
 from normcore.surgery.calibrate import (
     Calibration,
@@ -146,7 +147,7 @@ def _row(candidate: Candidate, spec: Spec, unmatched: str | None, error: float |
     """The account of a candidate that stands; `unmatched` is why it was not matched, nothing where it was."""
     how: Literal["exact", "matched", "carried"] = "exact" if candidate.exact else "carried" if unmatched else "matched"
     why = [candidate.known.remark, candidate.remark]
-    if not candidate.exact and unmatched and unmatched != "not asked":
+    if not candidate.exact and unmatched and unmatched != "not asked" and not isinstance(candidate.norm, NoNorm):
         why.append(unmatched)
     layer = candidate.known.layer
     if hooks := count_hooks(layer):

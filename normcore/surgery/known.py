@@ -99,6 +99,8 @@ def norms_of(model: nn.Module, channels: Mapping[str, int] = MappingProxyType({}
     """
     found: dict[str, Known | str] = {}
     for path, layer in model.named_modules():
+        if "parametrizations" in path.split("."):
+            continue  # Weight norm and spectral norm are norms of weights.
         known = recognize(layer, channels.get(path))
         if known is not None and not any(path.startswith(f"{outer}.") or outer == "" for outer in found):
             found[path] = known

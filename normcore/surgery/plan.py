@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,6 +58,8 @@ def plan(
     except Refusal as refusal:
         return str(refusal)
     exact, preserved = take_over(norm, kind, knobs, known)
+    if why := _too_many_arguments(norm, path, known, calls):
+        return why
     linear = None
     if kind == "none" and not exact:
         linear = pair(path, known, calls, model)
@@ -76,6 +79,16 @@ def _relu_to_take_in(path: str, known: Known, calls: CallSites) -> Relu | str | 
     if isinstance(relu, str):
         return relu
     return cannot_go(relu, calls) or relu
+
+
+def _too_many_arguments(norm: Norm, path: str, known: Known, calls: CallSites) -> str | None:
+    """Why the norm cannot be called as the layer is: with a mask, for one, that it knows nothing of."""
+    given = max((len(site.node.args) + len(site.node.kwargs) for site in calls.of(path)), default=1)
+    alone = not known.after and not known.channels_last
+    taken = len(inspect.signature(norm.forward).parameters) if alone else 1
+    if given <= taken:
+        return None
+    return f"it is called with {given} arguments, and {type(norm).__name__} takes {taken} in its place"
 
 
 def _activates(known: Known) -> bool:

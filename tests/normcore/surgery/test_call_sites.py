@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
 from normcore.surgery.call_sites import CallSites
 from normcore.surgery.known import is_norm
@@ -126,12 +127,24 @@ class WithDefault(ByMode):
         return y if skip is None else y + skip
 
 
-@pytest.mark.parametrize("model", [ByMode(), WithDefault()], ids=["mode", "default"])
+class WithoutGradients(ByMode):
+    def forward(self, x):
+        with torch.no_grad():
+            mean = x.mean()
+        return functional.relu(self.bn(x - mean))
+
+
+@pytest.mark.parametrize("model", [ByMode(), WithDefault(), WithoutGradients()], ids=lambda model: type(model).__name__)
 def test_a_recording_that_left_something_out_takes_no_forward_s_place(model):
     calls = CallSites(model, is_norm)
     assert reader(calls, "bn") == "relu"
     assert calls.recordable("") is None
     assert CallSites(Twice(), is_norm).recordable("") is not None
+
+
+def test_a_layer_with_a_parametrized_weight_is_still_a_layer():
+    calls = CallSites(nn.Sequential(weight_norm(nn.Conv2d(2, 2, 1)), nn.BatchNorm2d(2)), is_norm)
+    assert writer(calls, "1") == "0"
 
 
 def test_a_module_that_stands_twice_has_one_name():

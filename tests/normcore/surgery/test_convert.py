@@ -18,6 +18,7 @@ from normcore.norms.layer import LayerNorm
 from normcore.norms.norm import Norm
 from normcore.spec import MENU, kind_of
 from normcore.surgery.convert import convert
+from normcore.surgery.fold import fold
 from tests.normcore.surgery.nets import Net, gap, lived
 from tests.normcore.surgery.test_known import BatchNormAct2d, LayerNorm2d, MyOwnNorm
 
@@ -264,6 +265,56 @@ def test_a_layer_that_the_batch_does_not_come_by_is_not_called_matched(x):
     net.unused = nn.BatchNorm2d(8).double()
     row = convert(net, "layer", calibration=x).rows[-1]
     assert (row.how, row.why) == ("carried", "the calibration batch does not come by it")
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """As torchvision has it: all buffers."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.eps = 1e-5
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(num_features) + 0.5)
+
+    def forward(self, x):
+        values = (self.running_mean, self.running_var, self.weight, self.bias)
+        return functional.batch_norm(x, *values, training=False, eps=self.eps)
+
+
+def test_a_frozen_batch_norm_is_one_and_stays_frozen(x):
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), FrozenBatchNorm2d(4)).double().eval()
+    conversion = convert(net, "batch", calibration=x)
+    assert conversion.exact
+    assert conversion.error < 1e-12
+    assert not any(parameter.requires_grad for parameter in conversion.model[1].parameters())
+    assert fold(net).rows[0].into == "0"
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = BatchNorm(3)
+
+    def forward(self, x):
+        return self.norm(x, x[:, 0] > 0)
+
+
+def test_a_norm_that_is_called_with_a_mask_gives_way_to_one_that_knows_masks():
+    (row,) = convert(Masked(), "filter_response").rows
+    assert (row.how, row.why) == (
+        "kept",
+        "it is called with 2 arguments, and FilterResponseNorm takes 1 in its place",
+    )
+    assert isinstance(convert(Masked(), "layer").model.norm, LayerNorm)
+
+
+def test_a_channel_that_does_not_move_keeps_its_gamma(x):
+    net = lived(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), 6, 3, 4, 4)
+    net[0].weight.data[1] = 0
+    norm = convert(net, "instance", calibration=x).model[1]
+    assert norm.weight[1] == net[1].weight[1]
+    torch.testing.assert_close(norm.bias[1], net(x)[0, 1, 0, 0])
+    assert norm.weight[0] != net[1].weight[0]
 
 
 def test_several_batches_are_one(net, x):

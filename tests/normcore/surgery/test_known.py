@@ -3,6 +3,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from normcore.norms.group import GroupNorm
 from normcore.surgery.channels_last import ChannelsLast
@@ -139,6 +140,10 @@ def test_norms_in_a_scripted_module_cannot_be_reached():
         warnings.simplefilter("ignore")
         scripted = torch.jit.script(nn.Sequential(nn.BatchNorm2d(3)))
     assert norms_of(nn.Sequential(scripted)) == {"0.0": "it stands in a scripted module, whose code is fixed"}
+
+
+def test_norms_of_weights_are_not_listed():
+    assert norms_of(nn.Sequential(weight_norm(nn.Linear(2, 2)), spectral_norm(nn.Linear(2, 2)))) == {}
 
 
 def test_norms_within_norms_are_not_listed():
