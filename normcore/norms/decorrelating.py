@@ -65,8 +65,8 @@ class Decorrelating(Norm):
         self.register_buffer("running_whitening", identities)
 
     @abstractmethod
-    def whitening(self, sigma: Tensor, orders: int = 2) -> Tensor:
-        """W of each group, `(G, D, D)`, from its covariance plus eps on the diagonal.
+    def whitening(self, covariance: Tensor, orders: int = 2) -> Tensor:
+        """W of each group, `(G, D, D)`, from its covariance, to which it adds eps on the diagonal.
 
         At least so many orders of derivatives are exact.
         """
@@ -82,17 +82,17 @@ class Decorrelating(Norm):
             return self._by_running_statistics(x)
         check_enough_values(x, self.channels_per_group)
         if torch.compiler.is_compiling():
-            y, statistics = decorrelated(x, self.weight, self.bias, self.channels_per_group, self.eps, self.whitening)
+            y, statistics = decorrelated(x, self.weight, self.bias, self.channels_per_group, self.whitening)
         else:
-            statistics = batch_statistics(x.detach(), self.channels_per_group, self.eps, self.whitening)
-            y = Decorrelation.of(x, self.weight, self.bias, *statistics, self.eps, self.whitening)
-        mean, sigma, whitening = (statistic.detach() for statistic in statistics)
+            statistics = batch_statistics(x.detach(), self.channels_per_group, self.whitening)
+            y = Decorrelation.of(x, self.weight, self.bias, *statistics, self.whitening)
+        mean, of_groups, whitening = (statistic.detach() for statistic in statistics)
         self.running_mean.lerp_(mean.flatten().to(self.running_mean.dtype), self.momentum)
         self.running_whitening.lerp_(whitening.to(self.running_whitening.dtype), self.momentum)
-        self.watch(sigma, whitening)
+        self.watch(of_groups, whitening)
         return y
 
-    def watch(self, sigma: Tensor, whitening: Tensor) -> None:
+    def watch(self, covariance: Tensor, whitening: Tensor) -> None:
         """What a training pass has found, before it goes."""
 
     def reset_statistics(self) -> None:
@@ -121,11 +121,10 @@ class Decorrelating(Norm):
         """See `normcore.norms.gathering.Gathers`: the whitening matrices are those of the pooled covariance."""
         mean = moments.means["mean"]
         column = mean.view(-1, self.channels_per_group, 1)
-        sigma = moments.means["square"] - column @ column.mT
+        of_groups = moments.means["square"] - column @ column.mT
         if unbiased:
-            sigma = sigma * moments.count / (moments.count - 1).clamp(min=1)
-        identity = torch.eye(self.channels_per_group, device=sigma.device, dtype=sigma.dtype)
-        return {"running_mean": mean, "running_whitening": self.whitening(sigma + self.eps * identity, 0)}
+            of_groups = of_groups * moments.count / (moments.count - 1).clamp(min=1)
+        return {"running_mean": mean, "running_whitening": self.whitening(of_groups, 0)}
 
     def _by_running_statistics(self, x: Tensor) -> Tensor:
         with without_autocast(x):

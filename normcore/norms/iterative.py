@@ -80,9 +80,10 @@ class IterativeNorm(Decorrelating):
         # A vector of one: what a compiled graph writes into a float64 number without dimensions is lost in torch 2.13.
         self.register_buffer("newton_residual", self.running_mean.new_zeros(1), persistent=False)
 
-    def whitening(self, sigma: Tensor, orders: int = 2) -> Tensor:  # noqa: ARG002
+    def whitening(self, covariance: Tensor, orders: int = 2) -> Tensor:  # noqa: ARG002
         """W = P_T / sqrt(tr(sigma)) of each group, `(G, D, D)`; exact in all derivatives."""
-        identity = torch.eye(self.channels_per_group, device=sigma.device, dtype=sigma.dtype)
+        identity = torch.eye(self.channels_per_group, device=covariance.device, dtype=covariance.dtype)
+        sigma = covariance + self.eps * identity
         trace = sigma.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
         y = sigma / trace
         z = step = 1.5 * identity - 0.5 * y
@@ -92,9 +93,10 @@ class IterativeNorm(Decorrelating):
             z = step @ z
         return z * trace.rsqrt()
 
-    def watch(self, sigma: Tensor, whitening: Tensor) -> None:
+    def watch(self, covariance: Tensor, whitening: Tensor) -> None:
         """Keep the residual."""
-        identity = torch.eye(self.channels_per_group, device=sigma.device, dtype=sigma.dtype)
+        identity = torch.eye(self.channels_per_group, device=covariance.device, dtype=covariance.dtype)
+        sigma = covariance + self.eps * identity
         residuals = (identity - whitening @ sigma @ whitening).square().mean((1, 2)).mul(self.channels_per_group).sqrt()
         self.newton_residual.copy_(residuals.max())
 

@@ -73,10 +73,7 @@ class Whitening(Decorrelating):
 
     def whitening(self, covariance: Tensor, orders: int = 2) -> Tensor:
         """W of each group, `(G, D, D)`."""
-        if self.method == "zca":
-            return zca(covariance, self.eps, orders)
-        # Axes hang on differences of eigenvalues, which in float32 drown where eps is much larger than they are.
-        return pca(sigma.double(), self.eps, orders).to(sigma.dtype)
+        return (zca if self.method == "zca" else pca)(covariance, self.eps, orders)
 
     def extra_repr(self) -> str:
         """The channels and the knobs."""
