@@ -1,26 +1,21 @@
-"""Gamma and beta from a calibration batch where no mathematics gives them, and how far that is from the original."""
+"""Gamma and beta from a calibration batch, where no mathematics gives them."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from normcore.norms.norm import Norm
 from normcore.refusal import Refusal
 from normcore.surgery.candidate import Candidate
+from normcore.surgery.compare import hooked, run
 from normcore.surgery.hooks import take_hooks_away
 from normcore.surgery.plain import plain, take_threshold_away
-
-Calibration = Tensor | tuple[Any, ...] | Iterable[Tensor | tuple[Any, ...]]
-"""One batch; or the arguments of one call, as a tuple; or several of either, which are taken together as one batch."""
-
 
 STILL = 1e-4
 """Standard deviation of a normalized channel below which it hardly moves on the calibration batch: its gamma is not
@@ -36,48 +31,6 @@ class Moments:
     root_mean_square: Tensor
     sign: Tensor
     """Of the correlation with what the new norm makes of the same input: a negative gamma turned the map over."""
-
-
-def arguments(calibration: Calibration) -> tuple[Any, ...]:
-    """The arguments of the one call that a calibration stands for.
-
-    Example:
-        >>> [tuple(t.shape) for t in arguments([torch.zeros(2, 3), torch.zeros(4, 3)])]
-        [(6, 3)]
-    """
-    if isinstance(calibration, Tensor):
-        return (calibration,)
-    if isinstance(calibration, tuple):
-        return calibration
-    batches = [batch if isinstance(batch, tuple) else (batch,) for batch in calibration]
-    return tuple(torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0] for parts in zip(*batches, strict=True))
-
-
-def input_channels(model: nn.Module, batch: tuple[Any, ...], paths: Sequence[str]) -> dict[str, int]:
-    """C of the first input of the modules at `paths`."""
-    seen: dict[str, int] = {}
-
-    def look(path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            seen.setdefault(path, inputs[0].shape[1])
-
-        return hook
-
-    with _hooks(model, {path: look(path) for path in paths}, before=True):
-        run(model, batch)
-    return seen
-
-
-def run(model: nn.Module, batch: tuple[Any, ...]) -> list[Tensor]:
-    """The tensors that a model gives for a batch in evaluation; its mode is put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            result = model.eval()(*batch)
-    finally:
-        for module, training in modes:
-            module.training = training
-    return [leaf.detach().clone() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def measure_original(
@@ -105,7 +58,7 @@ def measure_original(
 
         return hook
 
-    with _hooks(model, {c.path: look(c) for c in candidates}, before=True):
+    with hooked(model, {c.path: look(c) for c in candidates}, before=True):
         run(model, batch)
     return moments, refusals
 
@@ -143,33 +96,6 @@ def match(
         for handle in handles:
             handle.remove()
     return {c.path: outcomes.get(c.path, "the calibration batch does not come by it") for c in inexact}
-
-
-def errors(model: nn.Module, batch: tuple[Any, ...], candidates: Sequence[Candidate]) -> dict[str, float]:
-    """How far every new layer is from the old one on the same input, by path: see `difference`."""
-    found: dict[str, float] = {}
-
-    def look(candidate: Candidate) -> Callable[..., None]:
-        place = candidate.place()
-
-        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            mine, theirs = run(place, inputs[:1]), output
-            theirs = theirs.relu() if candidate.relu is not None else theirs
-            mine = [t.relu() for t in mine] if candidate.gives_relu_back else mine
-            found[candidate.path] = max(found.get(candidate.path, 0.0), difference([theirs], mine))
-
-        return hook
-
-    with _hooks(model, {c.path: look(c) for c in candidates}, before=False):
-        run(model, batch)
-    return found
-
-
-def difference(theirs: Sequence[Tensor], mine: Sequence[Tensor]) -> float:
-    """The largest difference in the outputs, over the largest output."""
-    pairs = [(a.double(), b.double()) for a, b in zip(theirs, mine, strict=True) if a.is_floating_point()]
-    gaps = [float((a - b).abs().max() / a.abs().max().clamp(min=1e-300)) for a, b in pairs if a.numel()]
-    return max(gaps, default=0.0)
 
 
 def _fit(norm: Norm, x: Tensor, wanted: Moments) -> str:
@@ -240,16 +166,3 @@ def _matched_after_relu(candidate: Candidate) -> bool:
 
 def _first(x: Tensor, candidate: Candidate) -> Tensor:
     return x.movedim(-1, 1) if candidate.known.channels_last else x
-
-
-@contextmanager
-def _hooks(model: nn.Module, hooks: Mapping[str, Callable[..., None]], *, before: bool) -> Iterator[None]:
-    handles = []
-    for path, hook in hooks.items():
-        module = model.get_submodule(path)
-        handles.append(module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -14,19 +14,10 @@ from torch.nn import functional
 from normcore.menu.spec import Spec
 from normcore.norms.none import NoNorm
 from normcore.norms.norm import Norm
-from normcore.surgery.calibrate import (
-    Calibration,
-    Moments,
-    arguments,
-    difference,
-    errors,
-    input_channels,
-    match,
-    measure_original,
-    run,
-)
+from normcore.surgery.calibrate import Moments, match, measure_original
 from normcore.surgery.call_sites import CallSites
 from normcore.surgery.candidate import Candidate
+from normcore.surgery.compare import Calibration, arguments, difference, errors, input_channels, run
 from normcore.surgery.conversion import Conversion, Row
 from normcore.surgery.hooks import count_hooks
 from normcore.surgery.known import is_norm, norms_of

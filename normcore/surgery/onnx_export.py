@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from normcore.refusal import Refusal
-from normcore.surgery.calibrate import difference, run
+from normcore.surgery.compare import difference, run
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 NO_ONNX_FUNCTION = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")

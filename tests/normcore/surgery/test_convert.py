@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 
 from normcore.menu.norms import FilterResponseNormSpec, GroupNormSpec
 from normcore.norms.batch import BatchNorm
@@ -16,6 +17,7 @@ from normcore.norms.group import GroupNorm
 from normcore.norms.instance import InstanceNorm
 from normcore.norms.layer import LayerNorm
 from normcore.norms.norm import Norm
+from normcore.refusal import Refusal
 from normcore.spec import MENU, kind_of
 from normcore.surgery.convert import convert
 from normcore.surgery.fold import fold
@@ -319,9 +321,14 @@ def test_a_channel_that_does_not_move_keeps_its_gamma(x):
 
 def test_several_batches_are_one(net, x):
     whole = convert(net, "layer", calibration=x).model.state_dict()
-    for calibration in ((x,), [x[:2], x[2:]], ((part,) for part in x.split(3))):
+    for calibration in ((x,), [x[:2], x[2:]], ((part,) for part in x.split(3)), DataLoader(TensorDataset(x), 2)):
         parts = convert(net, "layer", calibration=calibration).model.state_dict()
         assert all(torch.equal(parts[name], whole[name]) for name in whole)
+
+
+def test_no_batch_is_refused(net):
+    with pytest.raises(Refusal, match="a calibration must hold at least one batch, got 0"):
+        convert(net, "layer", calibration=[])
 
 
 def test_to_none_the_norm_goes_into_the_layer_before_and_comes_back_out(net, x):
