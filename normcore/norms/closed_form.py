@@ -112,6 +112,11 @@ def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(torch.split(tensor, samples) for tensor in tensors), strict=True)
 
 
+def workspace(out: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where a part's output is computed: where it will stand if that is precise enough, or beside it."""
+    return out if out.dtype == dtype else torch.empty_like(out, dtype=dtype)
+
+
 def along_channels(x: Tensor, *per_channel: Tensor | None) -> tuple[Any, ...]:
     """Tensors `(C,)` in the dtype of x's statistics and with x's dimensions, `(1, C, 1, ...)`; none stays none."""
     dtype, shape = at_least_float32(x.dtype), (1, -1, *[1] * (x.dim() - 2))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from normcore.norms.claims import Claims
-from normcore.norms.closed_form import ClosedForm, along_channels, over_batch, parts, window_sum
+from normcore.norms.closed_form import ClosedForm, along_channels, over_batch, parts, window_sum, workspace
 from normcore.norms.norm import Norm, at_least_float32, check_channels, pixels_of, scale_and_shift
 from normcore.refusal import Refusal
 
@@ -121,7 +121,8 @@ class _Divisive(ClosedForm):
         y = torch.empty_like(x)
         for part, out in parts(x, y):
             wide = part.to(at_least_float32(x.dtype))
-            v = wide - window_mean(wide.mean(1, keepdim=True), mean_window)
+            local = window_mean(wide.mean(1, keepdim=True), mean_window)
+            v = torch.sub(wide, local, out=workspace(out, wide.dtype))
             v.mul_(_inverse_root(v * v, sigma, variance_window))
             out.copy_(v if weight is None else v.mul_(weight).add_(bias))
         return y

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normcore.norms.claims import Claims
-from normcore.norms.closed_form import ClosedForm, along_channels, map_moments, over_batch, parts
+from normcore.norms.closed_form import ClosedForm, along_channels, map_moments, over_batch, parts, workspace
 from normcore.norms.norm import Norm, at_least_float32, check_channels, pixels_of, scale_and_shift
 from normcore.norms.running import check_batch
 
@@ -115,7 +115,7 @@ class _EvoNormB0(ClosedForm):
         y, of_batch = torch.empty_like(x), torch.sqrt(var + eps)
         for part, out, std in parts(x, y, torch.sqrt(variances + eps)):
             wide = part.to(std.dtype)
-            z = (wide * v).add_(std)
+            z = torch.mul(wide, v, out=workspace(out, std.dtype)).add_(std)
             torch.div(wide, torch.maximum(z, of_batch, out=z), out=z)
             out.copy_(z if weight is None else z.mul_(weight).add_(bias))
         return y

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normcore.norms.claims import Claims
-from normcore.norms.closed_form import ClosedForm, along_channels, map_moments, over_batch, parts
+from normcore.norms.closed_form import ClosedForm, along_channels, map_moments, over_batch, parts, workspace
 from normcore.norms.group import divide_groups
 from normcore.norms.norm import Norm, at_least_float32, check_channels, pixels_of, scale_and_shift
 from normcore.refusal import Refusal
@@ -115,7 +115,7 @@ class _EvoNormS0(ClosedForm):
         y = torch.empty_like(x)
         for part, out, factor in parts(x, y, scale):
             wide = part.to(factor.dtype)
-            z = (wide * v).sigmoid_().mul_(wide).mul_(factor)
+            z = torch.mul(wide, v, out=workspace(out, factor.dtype)).sigmoid_().mul_(wide).mul_(factor)
             out.copy_(z if bias is None else z.add_(bias))
         return y
 
@@ -137,7 +137,7 @@ class _EvoNormS0(ClosedForm):
             torch.sum(g_wide, pixels, keepdim=True, out=of_g)
             torch.sum(gh, pixels, keepdim=True, out=of_gh)
             # s (1 + v x (1 - s)) g = s g + v (1 - s) h g, and the derivative in v is (1 - s) h g x.
-            direct = s * g_wide
+            direct = torch.mul(s, g_wide, out=workspace(out, r.dtype))
             rest = gh.sub_(s.mul_(gh))
             torch.sum(torch.mul(rest, wide, out=h), pixels, keepdim=True, out=of_v)
             direct.add_(rest.mul_(v)).mul_(scale)

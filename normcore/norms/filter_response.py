@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normcore.norms.claims import Claims
-from normcore.norms.closed_form import ClosedForm, along_channels, over_batch, parts
+from normcore.norms.closed_form import ClosedForm, along_channels, over_batch, parts, workspace
 from normcore.norms.norm import Norm, at_least_float32, check_channels, pixels_of, scale_and_shift
 from normcore.refusal import Refusal
 
@@ -124,7 +124,9 @@ class _FilterResponse(ClosedForm):
         for part, out in parts(x, y):
             wide = part.to(at_least_float32(x.dtype))
             scale = _inverse_root(wide, eps_l, eps)
-            z = wide * scale if weight is None else (wide * (scale * weight)).add_(bias)
+            z = torch.mul(wide, scale if weight is None else scale * weight, out=workspace(out, scale.dtype))
+            if bias is not None:
+                z.add_(bias)
             out.copy_(z if tau is None else torch.maximum(z, tau, out=z))
         return y
 
@@ -147,10 +149,10 @@ class _FilterResponse(ClosedForm):
                 # The mask in numbers: products with bool are several times slower.
                 u = torch.gt(z, tau, out=z).mul_(u)
             torch.sum(u, pixels, keepdim=True, out=sum_u)
-            ux = u * wide
-            torch.sum(ux, pixels, keepdim=True, out=sum_ux)
-            torch.mul(wide, full * scale.square() * sum_ux / -pixels_of(x), out=ux)
-            out.copy_(ux.add_(u * full))
+            z = torch.mul(u, wide, out=workspace(out, scale.dtype))
+            torch.sum(z, pixels, keepdim=True, out=sum_ux)
+            torch.mul(wide, scale.square() * sum_ux / -pixels_of(x), out=z)
+            out.copy_(z.add_(u).mul_(full))
         scale, sum_g, sum_u, sum_ux = per_map
         d_weight = d_bias = d_tau = d_eps_l = None
         if weight is not None:
