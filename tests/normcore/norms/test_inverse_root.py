@@ -128,3 +128,18 @@ def test_a_singular_covariance_that_rounding_made_negative_is_bounded_by_the_sma
     sigma = torch.diag(torch.tensor([1.0, -1e-6, 1e-5]))
     assert zca(sigma, 1e-5).abs().max() < 4 * 1e-5**-0.5
     assert pca(sigma, 1e-5).abs().max() <= 1.001 * 1e-5**-0.5
+
+
+def test_axes_of_pca_do_not_drown_in_eps():
+    """Eps is a thousand times the eigenvalues: added first, it would leave float32 four digits to tell them apart."""
+    sigma, _ = turned(APART)
+    torch.testing.assert_close(
+        pca((1e-8 * sigma).float(), 1e-5).double(), pca(1e-8 * sigma, 1e-5), rtol=1e-5, atol=1e-2
+    )
+
+
+@pytest.mark.parametrize("kind", ROOTS)
+def test_derivatives_are_finite_where_nothing_varies(kind):
+    sigma = torch.zeros(3, 3).requires_grad_()
+    (gradient,) = torch.autograd.grad((torch.arange(9.0).view(3, 3) * ROOTS[kind](sigma, 1e-5)).sum(), sigma)
+    assert gradient.isfinite().all()
