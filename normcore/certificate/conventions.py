@@ -47,6 +47,9 @@ def variance(trial: Trial) -> Observation:
 def _running_variance(trial: Trial) -> Observation:
     """What a layer that has seen one batch for ever holds of it."""
     layer, x = _settled(trial, scale=1e6)
+    own = variance(trial).observed
+    if own == "none":
+        return Observation("none")
     dims = [dim for dim in range(x.dim()) if dim != 1]
     corrections = {"biased": 0, "unbiased": 1}
     if isinstance(held := getattr(layer, "running_var", None), Tensor) and held.shape == trial.shape[1:2]:
@@ -56,8 +59,8 @@ def _running_variance(trial: Trial) -> Observation:
         with torch.no_grad():
             ratio = output_of(trial.copy(), x).var(dims) / output_of(layer, x).var(dims)
         # What training divides by itself counts too.
-        own = corrections.get(variance(trial).observed, 0)
-        errors = {word: largest(ratio * (m - c) / (m - own) - 1) for word, c in corrections.items()}
+        divided_by = m - corrections.get(own, 0)
+        errors = {word: largest(ratio * (m - c) / divided_by - 1) for word, c in corrections.items()}
     word = min(errors, key=lambda name: errors[name])
     return Observation(word if errors[word] < 1e-6 else "neither", errors[word], 1e-6)
 

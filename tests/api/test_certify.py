@@ -1,14 +1,18 @@
 """`normcore certify`, as it is typed."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from api.cli import REFUSED, REFUTED, app
 from normcore.certificate.shelf import shelf
+
+README = Path(__file__).parents[2] / "README.md"
 
 LAYER = """
 from torch import nn
@@ -101,3 +105,12 @@ def test_help_comes_without_torch():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "--num-features" in done.stdout
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_the_readmes_section_does_what_it_says(certify, capsys):
+    section = README.read_text().split("## Certify a layer\n")[1].split("\n## ")[0]
+    lines = [line.split()[2:] for line in section.splitlines() if line.startswith(".venv/bin/normcore certify ")]
+    assert [certify(*words, "--only", "company").exit_code for words in lines] == [0, REFUTED]
+    (block,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    exec(block, {})
+    assert "Santurkar's theorem 4.1" in capsys.readouterr().out

@@ -194,9 +194,7 @@ def test_what_cannot_be_asked_is_refused(arguments, sentence):
 
 
 def test_a_layer_that_takes_no_maps_is_refused():
-    with pytest.raises(
-        Refusal, match=r"takes none of \(4, 8, 4, 4\), .* the first said TypeError: .*; name a shape"
-    ):
+    with pytest.raises(Refusal, match=r"takes none of \(4, 8, 4, 4\), .* the first said TypeError: .*; name a shape"):
         certify(nn.Bilinear(8, 8, 8))
 
 
