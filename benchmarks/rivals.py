@@ -263,22 +263,23 @@ def _pixels(x: Tensor) -> tuple[int, ...]:
 
 class _StandardizedConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.weight.flatten(1)
-        var, mean = torch.var_mean(rows, 1, correction=0, keepdim=True)
-        weight = ((rows - mean) * (var + 1e-6).rsqrt()).view_as(self.weight)
-        return functional.conv2d(x, weight, self.bias, padding=1)
+        return functional.conv2d(x, _standardized(self.weight, None), self.bias, padding=1)
 
 
 class _ScaledConv(nn.Conv2d):
     def __init__(self, *sizes: int, kernel_size: int, padding: int) -> None:
         super().__init__(*sizes, kernel_size=kernel_size, padding=padding)
-        self.gain = nn.Parameter(torch.ones(self.weight.shape[0], 1))
+        self.gain = nn.Parameter(torch.ones(self.weight.shape[0]))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.weight.flatten(1)
-        var, mean = torch.var_mean(rows, 1, correction=0, keepdim=True)
-        weight = (self.gain * (rows - mean) * (var * rows.shape[1]).clamp(min=1e-4).rsqrt()).view_as(self.weight)
-        return functional.conv2d(x, weight, self.bias, padding=1)
+        gain = self.gain * self.weight[0].numel() ** -0.5
+        return functional.conv2d(x, _standardized(self.weight, gain), self.bias, padding=1)
+
+
+def _standardized(weight: Tensor, gain: Tensor | None) -> Tensor:
+    """Each filter by its own mean and variance: batch norm of one sample that has the filters for channels."""
+    rows = weight.reshape(1, weight.shape[0], -1)
+    return functional.batch_norm(rows, None, None, gain, None, True, 0.0, 1e-6).view_as(weight)
 
 
 if __name__ == "__main__":
