@@ -49,7 +49,7 @@ def knobs_for(spec: Spec, known: Known) -> dict[str, Any]:
 
 
 def build(spec: Spec, knobs: dict[str, Any], known: Known, others: Sequence[Tensor]) -> Norm:
-    """The norm on the layer's device and in its dtype (those of `others`, where the layer has no tensors), in its mode.
+    """The norm on the layer's device and in its dtype (those of `others`, where the layer has no tensors).
 
     Raises:
         Refusal: The norm cannot be built for the layer's channels.
@@ -64,4 +64,4 @@ def build(spec: Spec, knobs: dict[str, Any], known: Known, others: Sequence[Tens
         for name, parameter in norm.named_parameters():
             theirs = getattr(known.layer, name, None)
             parameter.requires_grad_(not isinstance(theirs, nn.Parameter) or theirs.requires_grad)
-    return norm.train(known.layer.training)
+    return norm

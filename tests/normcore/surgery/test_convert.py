@@ -292,6 +292,35 @@ def test_a_frozen_batch_norm_is_one_and_stays_frozen(x):
     assert fold(net).rows[0].into == "0"
 
 
+def test_calibration_leaves_modes_alone_and_moves_no_statistics_of_the_original(net, x):
+    net.train()
+    net.blocks[0].eval()
+    before = copy.deepcopy(net)
+    converted = convert(net, "layer", calibration=x).model
+    for model in (net, converted):
+        assert model.training
+        assert model.bn.training
+        assert not model.blocks[0].bn1.training
+    assert same_bits(net, before)
+
+
+@pytest.mark.parametrize(
+    ("layer", "to"),
+    [
+        (nn.GroupNorm(1, 4), {"kind": "layer", "affine": False}),
+        (nn.BatchNorm2d(4), {"kind": "batch", "affine": False}),
+        (nn.LayerNorm((4, 5, 5)), "layer"),
+    ],
+    ids=["gamma lost", "gamma lost in batch norm", "gamma per pixel"],
+)
+def test_the_same_norm_without_its_gamma_is_another_function(layer, to, x):
+    layer = layer.double().eval()
+    assert convert(layer, to).exact
+    layer.weight.data.copy_(torch.rand(layer.weight.shape))
+    (row,) = convert(layer, to).rows
+    assert row.how == "carried"
+
+
 class Masked(nn.Module):
     def __init__(self):
         super().__init__()
