@@ -29,8 +29,8 @@ def catalog() -> CatalogView:
     """The menu as it stands in `normcore.spec`.
 
     Example:
-        >>> [part.kind for part in catalog().families["norm"]]
-        ['none', 'batch', 'group', 'layer', 'instance']
+        >>> [part.kind for part in catalog().families["optimizer"]]
+        ['sgd', 'adamw']
     """
     families = {family: [_part(spec) for spec in parts] for family, parts in MENU.items()}
     job = JobSpec.model_json_schema()

@@ -7,6 +7,7 @@ from typing import Any
 
 from api.problems import document, refuse
 from api.views import Mistake
+from normcore.spec import MENU, kind_of
 
 _VGG = {"kind": "vgg", "depth": 11, "width": 0.25}
 _DIGITS = {"kind": "digits"}
@@ -77,7 +78,7 @@ REFUSED_ORDERS = (
         "invalid-spec",
         Mistake(
             code="unknown-kind",
-            detail='there is no norm of kind "spectral"; on offer: none, batch, group, layer, instance',
+            detail=f'there is no norm of kind "spectral"; on offer: {", ".join(map(kind_of, MENU["norm"]))}',
             pointer="/norm/kind",
         ),
     ),
@@ -88,7 +89,7 @@ REFUSED_ORDERS = (
         "invalid-spec",
         Mistake(
             code="foreign-knob",
-            detail="num_groups is a knob of group, not of batch; leave it out, or choose that kind",
+            detail="num_groups is a knob of group and evonorm_s0, not of batch; leave it out, or choose such a kind",
             pointer="/norm/num_groups",
         ),
     ),

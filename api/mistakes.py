@@ -40,7 +40,7 @@ def mistakes_in(errors: Iterable[Mapping[str, Any]]) -> list[Mistake]:
         >>> mistake.pointer, mistake.code
         ('/norm/num_groups', 'foreign-knob')
         >>> mistake.detail
-        'num_groups is a knob of group, not of batch; leave it out, or choose that kind'
+        'num_groups is a knob of group and evonorm_s0, not of batch; leave it out, or choose such a kind'
     """
     return [
         _in_body(error, error["loc"][1:]) if error["loc"][0] == "body" else _in_parameter(error, str(error["loc"][1]))
@@ -99,13 +99,18 @@ def _unknown_field(path: tuple[str | int, ...], kind: str | None) -> Mistake:
             [name for part in MENU[family] if kind_of(part) == kind for name in part.model_fields],
         )
         if owners := kinds_with(family, knob):
-            detail = f"{knob} is a knob of {' and '.join(owners)}, not of {kind}; leave it out, or choose that kind"
+            detail = f"{knob} is a knob of {_and(owners)}, not of {kind}; leave it out, or choose such a kind"
             return Mistake(code="foreign-knob", detail=detail, pointer=pointer)
     if homes := [family for family in MENU if kinds_with(family, knob)]:
-        detail = f"{knob} is a knob of {' and '.join(homes)}, not of {holder}; move it there, or leave it out"
+        detail = f"{knob} is a knob of {_and(homes)}, not of {holder}; move it there, or leave it out"
         return Mistake(code="foreign-knob", detail=detail, pointer=pointer)
     detail = f"{holder} has no field {_short(knob)}; it has {', '.join(fields)}"
     return Mistake(code="unknown-field", detail=detail, pointer=pointer)
+
+
+def _and(words: list[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _code(error: Mapping[str, Any]) -> str:

@@ -108,8 +108,8 @@ class BatchRenormSpec(Spec):
     kind: Literal["batch_renorm"] = "batch_renorm"
     eps: Eps = 1e-3
     """Added to the standard deviation, outside the root."""
-    momentum: Momentum = 0.01
-    """Weight of the newest batch in the running statistics."""
+    momentum: Momentum = 0.05
+    """Weight of the newest batch in the running statistics; the paper's 0.01."""
     r_max: Annotated[float, Field(ge=1, le=1e6)] = 3.0
     """Where the bound of the scale correction r ends."""
     d_max: NonNegative = 5.0
@@ -327,23 +327,23 @@ class DynamicTanhSpec(Spec):
 NormSpec = (
     NoNormSpec
     | BatchNormSpec
-    | GroupNormSpec
-    | LayerNormSpec
-    | InstanceNormSpec
-    | LayerNormChannelsSpec
-    | RmsNormSpec
-    | DynamicTanhSpec
-    | SwitchableNormSpec
     | GhostBatchNormSpec
     | SyncBatchNormSpec
     | BatchRenormSpec
     | LpNormSpec
+    | SwitchableNormSpec
+    | PowerNormSpec
+    | LayerNormSpec
+    | LayerNormChannelsSpec
+    | RmsNormSpec
+    | GroupNormSpec
+    | InstanceNormSpec
     | FilterResponseNormSpec
     | LocalResponseNormSpec
-    | EvoNormS0Spec
-    | EvoNormB0Spec
     | DivisiveNormSpec
+    | EvoNormB0Spec
+    | EvoNormS0Spec
     | WhiteningSpec
     | IterativeNormSpec
-    | PowerNormSpec
+    | DynamicTanhSpec
 )

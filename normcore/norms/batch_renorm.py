@@ -27,8 +27,9 @@ class BatchRenorm(RunningNorm):
 
     The bounds follow the count of training passes t, `num_batches_tracked`: R = 1 and D = 0 up to `warmup_steps`, from
     where they rise linearly, R to `r_max` at `r_steps` and D to `d_max` at `d_steps`. The paper, which trains ImageNet,
-    takes 5,000, 40,000 and 25,000; the defaults are a fiftieth of that. A training shorter than `warmup_steps` would be
-    one with batch norm, and is refused as a job.
+    takes 5,000, 40,000 and 25,000; the defaults are a fiftieth of that, with a momentum five times the paper's 0.01, so
+    that the statistics have left their start behind when the bounds open. A training shorter than `warmup_steps` would
+    be one with batch norm, and is refused as a job.
 
     Conventions are those of the implementations in use: eps is added to the standard deviation, the paper adds it to
     the variance. Gamma and beta are learned, and the count lives in a buffer, so a resumed training goes on with its
@@ -64,7 +65,7 @@ class BatchRenorm(RunningNorm):
         num_features: int,
         *,
         eps: float = 1e-3,
-        momentum: float = 0.01,
+        momentum: float = 0.05,
         r_max: float = 3.0,
         d_max: float = 5.0,
         warmup_steps: int = 100,

@@ -87,13 +87,13 @@ def test_json_that_is_no_job_is_refused(refused, content, pointer, code, detail)
 @pytest.mark.parametrize(
     ("changes", "pointer", "detail"),
     [
-        ({"norm": {"kind": "batchnorm"}}, "/norm/kind", "on offer: none, batch, group, layer, instance"),
-        ({"model": {"kind": "resnet"}}, "/model/kind", 'there is no model of kind "resnet"; on offer: mlp, vgg'),
+        ({"norm": {"kind": "batchnorm"}}, "/norm/kind", "on offer: none, batch, ghost, sync"),
+        ({"model": {"kind": "alexnet"}}, "/model/kind", 'there is no model of kind "alexnet"; on offer: mlp, vgg'),
         ({"data": {"kind": "mnist"}}, "/data/kind", "on offer: digits, cifar10"),
         (
             {"norm": {"kind": "batch", "num_groups": 4}},
             "/norm/num_groups",
-            "num_groups is a knob of group, not of batch",
+            "num_groups is a knob of group and evonorm_s0, not of batch",
         ),
         ({"batch_size": -1}, "/batch_size", "batch_size must be greater than or equal to 1, got -1"),
         ({"batch_size": 0}, "/batch_size", "batch_size must be greater than or equal to 1, got 0"),

@@ -67,7 +67,7 @@ def test_refused_order_exits_2_with_pointer_and_remedy(normcore, command):
     assert "/norm/num_groups at blocks.0.norm: num_groups must divide num_features, got num_groups 3" in done.stderr
     done = normcore(command, "model.kind=mlp", "norm.kind=grop")
     assert done.exit_code == 2
-    assert '/norm/kind: there is no norm of kind "grop"; on offer: none, batch, group, layer, instance' in done.stderr
+    assert '/norm/kind: there is no norm of kind "grop"; on offer: none, batch, ghost, sync' in done.stderr
     assert "/data: data must be given" in done.stderr
 
 

@@ -21,7 +21,7 @@ def mistakes(changes):
             {"norm": {"kind": "spectral"}},
             "/norm/kind",
             "unknown-kind",
-            'there is no norm of kind "spectral"; on offer: none, batch, group, layer, instance',
+            'there is no norm of kind "spectral"; on offer: none, batch, ghost, sync',
         ),
         ({"norm": {"kind": ["batch"]}}, "/norm/kind", "unknown-kind", "there is no norm of kind a list of 1; on offer"),
         ({"weight": {"kind": "x"}}, "/weight/kind", "unknown-kind", 'no weight of kind "x"; on offer: none'),
@@ -38,7 +38,7 @@ def mistakes(changes):
             {"norm": {"kind": "batch", "num_groups": 4}},
             "/norm/num_groups",
             "foreign-knob",
-            "num_groups is a knob of group, not of batch; leave it out, or choose that kind",
+            "num_groups is a knob of group and evonorm_s0, not of batch; leave it out, or choose such a kind",
         ),
         (
             {"norm": {"kind": "layer", "lr": 4}},
