@@ -13,7 +13,7 @@ from torch import nn
 
 from normcore.certificate.certificate import Certificate
 from normcore.certificate.certify import certify
-from normcore.certificate.shelf import shelf, shelf_layer
+from normcore.certificate.shelf import shelf_layer
 
 PAGE = Path(__file__).with_suffix(".md")
 
@@ -148,9 +148,9 @@ def page() -> str:
         "| norm | over | variance | eps | newest batch | running variance | starts at | held to | what differs |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for kind in shelf():
+    for kind, said in REFERENCES.items():
         layer = shelf_layer(kind, CHANNELS.get(kind))
-        lines.append(row(f"`{kind}`", measured(layer), starts(layer), *REFERENCES[kind]))
+        lines.append(row(f"`{kind}`", measured(layer), starts(layer), *said))
     lines += [
         "",
         "Torch's own, measured the same way:",
