@@ -63,10 +63,8 @@ def test_every_claim_holds_and_none_is_too_modest(kind, knobs):
 
 @each
 def test_compiles_and_exports(kind, knobs):
-    """In the finest dtype, and once in one that has to be widened; the other pairs show a graph nothing new."""
-    cells = [(torch.float64, torch.channels_last), (torch.bfloat16, torch.contiguous_format)]
-    first = knobs == KNOBS.get(kind, [{}])[0]
-    certificate = certify(shelf_layer(kind, **knobs), groups=["tracing"], cells=cells if first else cells[:1])
+    """In the finest dtype, which shows most; `normcore certify --all` goes through all of them."""
+    certificate = certify(shelf_layer(kind, **knobs), groups=["tracing"], cells=[(torch.float64, torch.channels_last)])
     assert certificate.passed, certificate.table()
 
 
