@@ -14,6 +14,7 @@ from normcore.data.dataset import load
 from normcore.data.folders import DataFolders
 from normcore.menu.optimizers import OptimizerSpec
 from normcore.noise.noise import Noise, start_step
+from normcore.norms.norm import Norm
 from normcore.optimizers.adaptive_clipping import AdaptiveClipping
 from normcore.spec import JobSpec
 from normcore.weights.spectral import spectral_norms
@@ -45,6 +46,8 @@ class Learner:
         self._seed, self._parameters = spec.seed, list(self.model.parameters())
         self._clipping = _clipping(spec.optimizer, self.model)
         self._spectral_norms = spectral_norms(self.model)
+        norms = [module for module in self.model.modules() if isinstance(module, Norm) and module.remembers]
+        self._memories = [buffer for norm in norms for buffer in norm.buffers()]
         self._noisy = any(isinstance(module, Noise) and module.draws for module in self.model.modules())
         self._bfloat16 = spec.precision == "bfloat16"
         self._precision = torch.autocast(device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
@@ -74,9 +77,21 @@ class Learner:
         return self._forward(step, *self.data.batch(step - 1))
 
     def replay(self, step: int) -> Callable[[], Tensor]:
-        """What computes the loss of `forward` as often as it is called, from a batch that is fetched once."""
+        """What computes the loss of `forward` as often as it is called, from a batch that is fetched once.
+
+        Norms that remember earlier passes are put back to where they stand now before each computation; so ask before
+        `forward` moves them, to see what it saw.
+        """
         x, labels = self.data.batch(step - 1)
-        return lambda: self._forward(step, x, labels)[0]
+        kept = [buffer.clone() for buffer in self._memories]
+
+        def again() -> Tensor:
+            with torch.no_grad():
+                for buffer, value in zip(self._memories, kept, strict=True):
+                    buffer.copy_(value)
+            return self._forward(step, x, labels)[0]
+
+        return again
 
     def _forward(self, step: int, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self._noisy:

@@ -17,7 +17,7 @@ from normcore.learner import Learner
 from normcore.menu.norms import BatchNormSpec
 from normcore.noise.noise import Noise
 from normcore.norms.diagnosis import worst_diagnoses
-from normcore.probes.probe import Probe
+from normcore.probes.probe import Probe, Replay
 from normcore.records import Checkpoint, Diverged, Figure, Finished, Metrics, Point, Reading, Record, Snapshot, Stopped
 from normcore.schedules.schedule import Schedule
 from normcore.seeds import stream_seed
@@ -109,10 +109,12 @@ def _train(
 
     curves = Curves(spec.record_every, device)
     for step in range(done + 1, spec.num_steps + 1):
+        due = [probe for probe in probes if step % probe.every == 0]
+        replay = learner.replay(step) if due else None
         loss, logits, labels = learner.forward(step)
         learner.backward(loss)
         lr = schedule.lr(step)
-        seen = _read([probe for probe in probes if step % probe.every == 0], spec, learner, step, lr, curves)
+        seen = [] if replay is None else _read(due, spec, learner, replay, step, lr, curves)
         learner.update(loss, lr)
         curves.remember(step, lr, loss, logits, labels)
 
@@ -161,13 +163,12 @@ def _begin(spec: JobSpec, learner: Learner, resume: Snapshot | None) -> tuple[in
     return resume.step, restore(resume, spec, learner.model, learner.optimizer)
 
 
-def _read(due: list[Probe], spec: JobSpec, learner: Learner, step: int, lr: float, curves: Curves) -> list[Reading]:
-    if not due:
-        return []
+def _read(
+    due: list[Probe], spec: JobSpec, learner: Learner, replay: Replay, step: int, lr: float, curves: Curves
+) -> list[Reading]:
     with curves.paused():
         if any(probe.evaluates for probe in due):
             _gather_statistics(spec, learner)
-        replay = learner.replay(step)
         return [probe.read(step, learner.model, replay, lr) for probe in due]
 
 

@@ -55,6 +55,7 @@ class BatchRenorm(RunningNorm):
         True
     """
 
+    remembers = True
     spread: ClassVar[str] = "running_std"
 
     momentum: float

@@ -20,6 +20,9 @@ class Norm(nn.Module):
     """C, the channels."""
     claims: Claims
     """What it promises, and `normcore.certify` tries: of the class, or of the instance where knobs decide."""
+    remembers: bool = False
+    """Whether a training pass depends on what earlier ones left in the buffers, so that to see it again one must put
+    them back."""
     activates: bool = False
     """Whether the layer holds its own non-linearity and stands for norm and activation both."""
 

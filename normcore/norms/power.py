@@ -53,6 +53,8 @@ class PowerNorm(Norm):
         True
     """
 
+    remembers = True
+
     running_square: Tensor
     nu: Tensor
     num_batches_tracked: Tensor

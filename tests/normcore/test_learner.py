@@ -28,6 +28,23 @@ def test_a_step_seen_again_is_the_same_step(folders):
     assert not torch.equal(other[0], loss)
 
 
+@pytest.mark.parametrize("kind", ["batch_renorm", "power"])
+def test_a_norm_that_remembers_is_put_back_before_a_step_is_seen_again(folders, kind):
+    learner = learner_of(folders, norm={"kind": kind, "warmup_steps": 0})
+    for step in (1, 2, 3):
+        learner.backward(learner.forward(step)[0])
+    replay = learner.replay(4)
+    loss = learner.forward(4)[0]
+    learner.backward(loss)
+    first = gradient(learner)
+    assert not torch.equal(learner.forward(4)[0], loss), "it does remember"
+    for _ in range(2):
+        again = replay()
+        assert torch.equal(again, loss)
+        learner.backward(again)
+        assert torch.equal(gradient(learner), first)
+
+
 def gradient(learner):
     return torch.cat([parameter.grad.flatten() for parameter in learner.model.parameters()])
 
