@@ -52,13 +52,15 @@ def check_enough_values(x: Tensor, channels_per_group: int) -> None:
         )
 
 
-def to_groups(x: Tensor, channels_per_group: int) -> Tensor:
+def to_groups(x: Tensor, channels_per_group: int, like: Tensor | None = None) -> Tensor:
     """`x`, `(N, C, *)`, as `(B, G, D, L)`: B parts with L values each of the D channels of G groups.
 
-    A view where channels are last in memory (B is 1, L all values), and where they are not (B is N, L the pixels).
+    A view where channels are last in memory (B is 1, L all values), and where they are not (B is N, L the pixels). What
+    is to meet the groups of another tensor, a gradient those of its input, is parted `like` that one, whatever order
+    its own memory has.
     """
     last = x.movedim(1, -1)
-    if last.is_contiguous():
+    if (last if like is None else like.movedim(1, -1)).is_contiguous():
         return last.reshape(1, -1, x.shape[1] // channels_per_group, channels_per_group).permute(0, 2, 3, 1)
     return x.reshape(x.shape[0], -1, channels_per_group, x.shape[2:].numel())
 

@@ -92,8 +92,9 @@ class Decorrelation(ClosedForm):
         with without_autocast(x):
             products, sums = torch.zeros_like(of_groups), torch.zeros_like(mean)
             for grad_part, part in parts(grad, x):
-                pushed = to_groups(grad_part.to(kept), size)
-                products += (pushed @ (to_groups(part.to(kept), size) - mean).mT).sum(0)
+                values = part.to(kept)
+                pushed = to_groups(grad_part.to(kept), size, values)
+                products += (pushed @ (to_groups(values, size) - mean).mT).sum(0)
                 sums += pushed.sum((0, 3), keepdim=True)
             gamma = torch.ones_like(mean[0]) if weight is None else weight.to(kept).view(mean.shape[1:])
             with torch.enable_grad():
@@ -102,7 +103,8 @@ class Decorrelation(ClosedForm):
             back, spread = (gamma * whitening).mT, (of_start + of_start.mT) / count
             of_x = torch.empty_like(x)
             for into, grad_part, part in parts(of_x, grad, x):
-                values, pushed = part.to(kept), to_groups(grad_part.to(kept), size) - sums / count
+                values = part.to(kept)
+                pushed = to_groups(grad_part.to(kept), size, values) - sums / count
                 centred = to_groups(values, size) - mean
                 into.copy_(from_groups(turn(back, pushed) + turn(spread, centred), values))
         of_weight = None if weight is None else (products * whitening).sum(-1).flatten().to(weight.dtype)

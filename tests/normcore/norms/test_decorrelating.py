@@ -266,3 +266,22 @@ def test_unbiased_statistics_are_of_the_covariance_divided_by_m_less_one(make):
     sigma = torch.stack([group.cov() for group in rows(X).split(3)])
     seen = norm.statistics(norm.moments(X), unbiased=True)["running_whitening"]
     torch.testing.assert_close(seen, norm.whitening(sigma))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shape", [(5, 6, 6), (5, 6, 3, 2)])
+def test_gradient_may_lie_in_memory_otherwise_than_the_input(make, channels, shape):
+    norm = make(channels_per_group=channels)
+    x, gradient = X.reshape(shape), torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=X.dtype)
+
+    def laid_out(values: Tensor, *, last: bool) -> Tensor:
+        return values.movedim(1, -1).contiguous().movedim(-1, 1) if last else values.contiguous()
+
+    def gradients(*, input_last: bool, gradient_last: bool) -> tuple[Tensor, ...]:
+        given = laid_out(x, last=input_last).requires_grad_()
+        pushed = laid_out(gradient, last=gradient_last)
+        return torch.autograd.grad(norm(given), (given, norm.weight, norm.bias), pushed)
+
+    expected = gradients(input_last=False, gradient_last=False)
+    for input_last, gradient_last in ((False, True), (True, False), (True, True)):
+        torch.testing.assert_close(gradients(input_last=input_last, gradient_last=gradient_last), expected)
