@@ -121,6 +121,9 @@ class BatchRenorm(RunningNorm):
         d_bound = self.d_max * _risen(past_warmup, self.d_steps - self.warmup_steps)
         r = (sigma / self.running_std).clamp(1 / r_bound, r_bound)
         d = ((mean - self.running_mean) / self.running_std).clamp(-d_bound, d_bound)
+        if torch.compiler.is_compiling():
+            # It keeps sums for the backward pass; what is cheaper it works out anew there, when the buffers have moved.
+            r, d = (torch.stack((value, torch.zeros_like(value))).sum(0) for value in (r, d))
         self.running_mean.lerp_(mean, self.momentum)
         self.running_std.lerp_(sigma, self.momentum)
         self.num_batches_tracked.add_(1)

@@ -1,8 +1,12 @@
 """Batch renormalization against the paper's algorithm written out, and its two ends: batch norm and evaluation."""
 
+import copy
+
 import pytest
 import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from normcore.menu.norms import BatchRenormSpec
 from normcore.norms.batch import BatchNorm
@@ -136,3 +140,22 @@ def test_bounds_that_would_end_before_they_begin_to_rise_are_refused(knob):
         ValueError, match=f"{knob} must be at least warmup_steps, got {knob} 7 and warmup_steps 8; raise"
     ):
         BatchRenormSpec(**{"warmup_steps": 8, "r_steps": 9, "d_steps": 9, knob: 7})
+
+
+def test_a_compiled_pass_has_the_gradient_of_an_eager_one_though_the_statistics_moved_in_between():
+    eager = BatchRenorm(4, warmup_steps=0, r_steps=1, d_steps=1, dtype=torch.float64)
+    x, weights = (torch.randn(8, 4, 3, generator=torch.Generator().manual_seed(seed)).double() for seed in (0, 1))
+    for _ in range(3):
+        eager(3 * x + 1)
+    # What inductor does before it generates code: cheap operations of the forward pass are done again in the backward.
+    rematerialize = aot_autograd(
+        fw_compiler=lambda graph, _: make_boxed_func(graph.forward),
+        partition_fn=min_cut_rematerialization_partition,
+    )
+    compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend=rematerialize)
+    gradients = []
+    for norm in (eager, compiled):
+        leaf = x.clone().requires_grad_()
+        (norm(leaf) * weights).sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
