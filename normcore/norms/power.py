@@ -219,7 +219,8 @@ class ApproximateDerivatives(ApproximateBackward):
 def _scaled(x: Tensor, square: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """`weight x / sqrt(square + eps) + bias` in one pass: batch norm in evaluation, with a mean of zero."""
     y = functional.batch_norm(_as_maps(x), torch.zeros_like(square), square, weight, bias, False, 0.0, eps)
-    return y.view_as(x)
+    # Not a view: what a function of autograd returns as one, no relu in place may follow.
+    return y if y.dim() == x.dim() else torch.ops.aten._unsafe_view(y, x.shape)  # noqa: SLF001
 
 
 def _products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,8 +237,12 @@ def _products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _as_maps(x: Tensor) -> Tensor:
-    """Sequences as images one pixel wide: only of those does torch know that channels may be last in memory."""
-    return x.unsqueeze(-1) if x.dim() == 3 else x
+    """Sequences as images one pixel high: only of those does torch know that channels may be last in memory.
+
+    Of images one pixel wide, as they come of a view, it does not, and then reads a gradient in another order as if it
+    were in the input's.
+    """
+    return x.unsqueeze(2) if x.dim() == 3 else x
 
 
 def _sum(x: Tensor) -> Tensor:

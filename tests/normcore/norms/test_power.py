@@ -222,6 +222,21 @@ def test_channels_last_stays_so_and_changes_nothing():
     torch.testing.assert_close((y, gradient), (expected, of_x))
 
 
+@pytest.mark.parametrize("warmup_steps", [0, 1])
+@pytest.mark.parametrize("input_last", [False, True])
+@pytest.mark.parametrize("gradient_last", [False, True])
+def test_gradient_of_sequences_may_lie_in_memory_otherwise_than_they_do(warmup_steps, input_last, gradient_last):
+    def gradients(norm: PowerNorm, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        x = x.requires_grad_()
+        return torch.autograd.grad(norm(x), (x, norm.weight, norm.bias), grad)
+
+    x, grad = X.flatten(2), GRAD.flatten(2)
+    last_x, last_grad = (values.mT.contiguous().mT for values in (x, grad))
+    found = gradients(power(warmup_steps), last_x if input_last else x, last_grad if gradient_last else grad)
+    expected = gradients(power(warmup_steps), X.clone(), GRAD)
+    torch.testing.assert_close(found, (expected[0].flatten(2), *expected[1:]))
+
+
 def test_sequences_may_have_their_channels_last_as_well():
     x, grad = X[:, :, 0].transpose(1, 2).contiguous().transpose(1, 2).requires_grad_(), GRAD[:, :, 0]
     y = power(1)(x)
