@@ -26,8 +26,8 @@ class SwitchableNorm(RunningNorm):
     All three variances that divide are biased, as in the paper's equations. The paper's own code takes the instance's
     unbiased (a factor of 64/63 on maps of 8x8) and starts the running variance at 0.
 
-    A batch of one sample is taken: its batch statistics are its instances'. A map of one pixel is not: its instance
-    statistics are the pixel and 0.
+    A batch of one sample is taken: its batch statistics are its instances'. One of none passes and moves nothing. A map
+    of one pixel is not taken: its instance statistics are the pixel and 0.
 
     Costs the two passes over the input that instance norm costs, and some numbers per map.
 
@@ -83,7 +83,8 @@ class SwitchableNorm(RunningNorm):
         layer_mean, layer_var = _pooled(mean, var, 1)
         if self.training:
             batch_mean, batch_var = _pooled(mean, var, 0)
-            self._move(batch_mean, batch_var, x.shape[0] * pixels_of(x))
+            if x.shape[0] > 0:
+                self._move(batch_mean, batch_var, x.shape[0] * pixels_of(x))
         else:
             # Copies: the next batch moves the buffers, and the backward pass may come after it.
             batch_mean = per_channel(self.running_mean.clone(), x)

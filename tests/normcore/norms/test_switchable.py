@@ -94,6 +94,14 @@ def test_a_single_sample_has_its_instances_statistics_for_the_batchs():
     torch.testing.assert_close(ours(X[:1]), theirs(X[:1]))
 
 
+def test_a_batch_without_samples_passes_and_moves_no_statistics():
+    norm = switchable()
+    norm(X)
+    before = [buffer.clone() for buffer in norm.buffers()]
+    assert norm(X[:0]).shape == X[:0].shape
+    assert all(torch.equal(buffer, was) for buffer, was in zip(norm.buffers(), before, strict=True))
+
+
 def test_the_papers_code_differs_in_the_variance_of_the_instance_by_the_pixels_less_one():
     norm = switchable(one_hot(INSTANCE), one_hot(INSTANCE), affine=False, eps=1e-30)
     theirs = (X - X.mean((2, 3), keepdim=True)) / X.var((2, 3), keepdim=True).sqrt()
