@@ -142,6 +142,16 @@ def test_buffers_stay_at_their_addresses(kind):
     assert {name: (id(buffer), buffer.data_ptr()) for name, buffer in norm.named_buffers()} == before
 
 
+@each_kind
+@pytest.mark.parametrize("pixels", [(5,), (3, 2)], ids=str)
+def test_a_relu_in_place_may_follow(kind, pixels):
+    x = draw(4, 8, *pixels, dtype=torch.float64).requires_grad_()
+    cotangent = draw(4, 8, *pixels, dtype=torch.float64)
+    given, wanted = small(kind, dtype=torch.float64), small(kind, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((given(x * 1).relu_() * cotangent).sum(), x)
+    torch.testing.assert_close(gradient, torch.autograd.grad((wanted(x).relu() * cotangent).sum(), x)[0])
+
+
 MASKED = [kind for kind in shelf() if "mask" in inspect.signature(SPECS[kind]().part().forward).parameters]
 
 
