@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from normcore.norms.masked import check_mask, masked_mean_var, zero_where_masked
 from normcore.norms.norm import at_least_float32
@@ -49,9 +49,13 @@ def normalize_groups(
                 y = torch.group_norm(_maps(_rows(x)), num_groups, weight, bias, eps)
                 return _unrow(y.movedim(1, -1), x)
             return torch.group_norm(x, num_groups, weight, bias, eps)
-        differentiated = torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
-        normalize: Callable[..., tuple[Tensor, ...]] = _Innermost.apply if differentiated else _Innermost.forward
-        return normalize(x, weight, bias, num_groups, eps)[0]
+        inputs = [x] if weight is None or bias is None else [x, weight, bias]
+        differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+        # Forward mode goes on where gradients are off.
+        if differentiated or any(forward_ad.unpack_dual(t).tangent is not None for t in inputs):
+            whole: Tensor = _Innermost.apply(x, weight, bias, num_groups, eps)[0]  # type: ignore[no-untyped-call]
+            return whole
+        return _normalize(x, weight, bias, num_groups, eps)[0]
     if x.is_cpu and weight is not None:
         # Its kernels for CPUs take half inputs with float32 parameters, and then keep float32 statistics.
         return torch.group_norm(x, num_groups, weight, bias, eps)
@@ -89,6 +93,39 @@ def _masked(x: Tensor, mask: Tensor, num_groups: int, weight: Tensor | None, bia
     return zero_where_masked(y, mask).squeeze(-1).to(x.dtype)
 
 
+def _normalize(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `_Innermost` is the derivative of."""
+    rows = _rows(x)
+    n, pixels, c = rows.shape
+    if _is_precise_enough(x, weight) and pixels >= 1024:
+        maps = _maps(rows)
+        y, mean, rstd = torch.native_group_norm(maps, weight, bias, n, c, pixels, num_groups, eps)
+        return _unrow(y.movedim(1, -1), x), mean, rstd
+    if num_groups == 1 and x.is_cpu:
+        # The channels of a pixel and its neighbours are one row, over which torch's kernel takes two passes.
+        row = rows.to(at_least_float32(x.dtype)).view(n, 1, -1)
+        y, mean, rstd = torch.native_group_norm(row, None, None, n, 1, pixels * c, 1, eps)
+        y = y.view(rows.shape)
+        return _unrow((y if weight is None or bias is None else _line(y, weight, bias)).to(x.dtype), x), mean, rstd
+    mean, var = _piecewise(_mean_and_var, rows).view(n, 2, num_groups, -1).unbind(1)
+    if num_groups < c:
+        # Of channels with equally many values: the mean of their variances and the variance of their means.
+        means, mean = mean, mean.mean(-1, keepdim=True)
+        var = (var + (means - mean).square()).mean(-1, keepdim=True)
+    # A copy, since a Function's output may be no view where forward mode is to pass through it.
+    mean, rstd = mean.squeeze(-1).clone(), torch.rsqrt(var.squeeze(-1) + eps)
+    scale = _to_channels(rstd, c) if weight is None else _to_channels(rstd, c) * weight
+    shift = _to_channels(mean, c) * scale
+    return _unrow(_rounded(_line, rows, scale, -shift if bias is None else bias - shift), x), mean, rstd
+
+
+def _unviewed(y: Tensor) -> Tensor:
+    """The same values in the same memory, and no view; tensors of transforms have no such form."""
+    return y if torch._C._are_functorch_transforms_active() else y.data  # noqa: SLF001
+
+
 class _Innermost(Function):
     """Group norm of an input whose channels are innermost, and its statistics: all three with their derivatives."""
 
@@ -99,28 +136,9 @@ class _Innermost(Function):
         x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The output; mean and 1 / sqrt(var + eps) of the groups, `(N, num_groups)`."""
-        rows = _rows(x)
-        n, pixels, c = rows.shape
-        if _is_precise_enough(x, weight) and pixels >= 1024:
-            maps = _maps(rows)
-            y, mean, rstd = torch.native_group_norm(maps, weight, bias, n, c, pixels, num_groups, eps)
-            return _unrow(y.movedim(1, -1), x), mean, rstd
-        if num_groups == 1 and x.is_cpu:
-            # The channels of a pixel and its neighbours are one row, over which torch's kernel takes two passes.
-            row = rows.to(at_least_float32(x.dtype)).view(n, 1, -1)
-            y, mean, rstd = torch.native_group_norm(row, None, None, n, 1, pixels * c, 1, eps)
-            y = y.view(rows.shape)
-            return _unrow((y if weight is None or bias is None else _line(y, weight, bias)).to(x.dtype), x), mean, rstd
-        mean, var = _piecewise(_mean_and_var, rows).view(n, 2, num_groups, -1).unbind(1)
-        if num_groups < c:
-            # Of channels with equally many values: the mean of their variances and the variance of their means.
-            means, mean = mean, mean.mean(-1, keepdim=True)
-            var = (var + (means - mean).square()).mean(-1, keepdim=True)
-        # A copy, since a Function's output may be no view where forward mode is to pass through it.
-        mean, rstd = mean.squeeze(-1).clone(), torch.rsqrt(var.squeeze(-1) + eps)
-        scale = _to_channels(rstd, c) if weight is None else _to_channels(rstd, c) * weight
-        shift = _to_channels(mean, c) * scale
-        return _unrow(_rounded(_line, rows, scale, -shift if bias is None else bias - shift), x), mean, rstd
+        y, mean, rstd = _normalize(x, weight, bias, num_groups, eps)
+        # A Function's output that is a view cannot be changed in place, as many activations do.
+        return _unviewed(y), mean, rstd
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

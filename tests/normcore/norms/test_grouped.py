@@ -73,6 +73,31 @@ def test_gradients_with_channels_innermost_are_those_of_torch_in_any_layout_of_t
             torch.testing.assert_close(a.grad, b.grad)
 
 
+@pytest.mark.parametrize("affine", [AFFINE, (None, None)], ids=["affine", "plain"])
+@pytest.mark.parametrize("num_groups", NUM_GROUPS)
+def test_an_activation_may_change_the_output_in_place(num_groups, affine):
+    def gradient(activation) -> torch.Tensor:
+        x = innermost(randn(2, 6, 3, 2)).requires_grad_()
+        y = activation(normalize_groups(x, num_groups, *affine, EPS))
+        return torch.autograd.grad(y, x, randn(2, 6, 3, 2, seed=3))[0]
+
+    torch.testing.assert_close(gradient(torch.relu_), gradient(torch.relu))
+
+
+@pytest.mark.parametrize("num_groups", NUM_GROUPS)
+def test_forward_mode_is_the_same_where_gradients_are_off(num_groups):
+    def along() -> tuple[torch.Tensor, ...]:
+        inputs = innermost(randn(2, 6, 3, 2)), *AFFINE
+        directions = randn(2, 6, 3, 2, seed=3), *(t.flip(0) for t in AFFINE)
+        return torch.func.jvp(
+            lambda *given: normalize_groups(given[0], num_groups, *given[1:], EPS), inputs, directions
+        )
+
+    expected = along()
+    with torch.no_grad():
+        torch.testing.assert_close(along(), expected)
+
+
 @pytest.mark.parametrize("num_groups", NUM_GROUPS)
 def test_forward_over_reverse_and_reverse_over_forward_and_per_sample_gradients_agree(num_groups):
     x, direction, weights = innermost(randn(3, 6, 4, 2)), randn(3, 6, 4, 2, seed=3), randn(3, 6, 4, 2, seed=4)
