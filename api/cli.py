@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -229,7 +229,10 @@ def _certify(name: str | None, words: Sequence[str], num_features: int | None, *
     made = []
     console = _console()
     for kind in shelf() if name is None else [name]:
-        made.append(found := certify(typed_layer(kind, words, num_features), **how))
+        # Standard output is for the certificate, whatever a stranger's layer has to say.
+        with redirect_stdout(sys.stderr):
+            found = certify(typed_layer(kind, words, num_features), **how)
+        made.append(found)
         if as_json:
             continue
         if name is None:

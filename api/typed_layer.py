@@ -67,7 +67,7 @@ def _found(name: str) -> Any:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(path)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # One that the module itself wants is missing in it; `a.b` is missing also where `a` is.
         if isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}."):
             sentence = f"there is no module {path}, neither in {here} nor among what is installed; look at its name"
@@ -88,7 +88,7 @@ def _made(name: str, maker: Callable[..., Any], arguments: dict[str, Any], num_f
         if first is not None and first.default is inspect.Parameter.empty:
             given = {first.name: num_features, **arguments}
         return maker(**given)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         words = ", ".join(f"{key}={value!r}" for key, value in given.items()) or "nothing"
         raise Refusal("no-layer", f"{name} cannot be made with {words}: {_last(error)}") from error
 

@@ -20,6 +20,11 @@ from torch import nn
 class MyNorm(nn.BatchNorm2d):
     pass
 
+class Prints(MyNorm):
+    def forward(self, x):
+        print("forward")
+        return super().forward(x)
+
 class Drops(MyNorm):
     def forward(self, x):
         return super().forward(x).contiguous()
@@ -66,6 +71,19 @@ def test_json_is_one_object(certify):
     read = json.loads(done.stdout)
     assert read["passed"] is False
     assert [row["property"] for row in read["rows"] if row["verdict"] == "fail"] == ["memory format"]
+
+
+def test_what_a_layer_prints_is_not_among_the_json(certify):
+    done = certify("certified_mine:Prints", "--only", "invariances", "--json")
+    assert json.loads(done.stdout)["passed"] is True
+    assert "forward" in done.stderr
+
+
+def test_a_module_that_leaves_when_it_is_imported_is_refused(certify, tmp_path):
+    (tmp_path / "certified_script.py").write_text("import sys\nsys.exit(0)\n")
+    done = certify("certified_script:MyNorm")
+    assert done.exit_code == REFUSED
+    assert "certified_script cannot be imported: SystemExit: 0 (certified_script.py, line 2)" in done.stderr
 
 
 def test_the_whole_shelf_has_a_line_each(certify):
