@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from normcore.certificate import company, conventions, eps, gradients, invariances, precision, promises, tracing
 from normcore.certificate.certificate import Certificate, Row, Verdict
@@ -58,7 +59,8 @@ def certify(
         onnx: Export to ONNX as well.
 
     Raises:
-        Refusal: Both claims and like are given, there is no such kind, or the layer takes none of the shapes.
+        Refusal: Both claims and like are given, there is no such kind, the layer cannot be copied and called, or it
+            takes none of the shapes.
 
     Example:
         >>> certificate = certify(nn.BatchNorm2d(4), groups=["conventions"])
@@ -69,18 +71,20 @@ def certify(
     """
     if claims is not None and like is not None:
         raise Refusal("two-claims", "a layer claims one thing, got both claims and like; leave one of them out")
+    _refuse_what_cannot_be_tried(layer)
     claims = claims or (claims_of(like) if like is not None else own_claims(layer))
     device = next((tensor.device for tensor in (*layer.parameters(), *layer.buffers())), torch.device("cpu"))
     devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices),
+        torch.inference_mode(mode=False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
         warnings.catch_warnings(action="ignore"),
     ):
         twin = copy.deepcopy(layer)
         trial = Trial(twin, claims, (), device, backend)
-        trial = replace(trial, shape=tuple(shape) if shape is not None else _fitting_shape(trial))
+        trial = replace(trial, shape=_fitting_shape(trial, [] if shape is None else [tuple(shape)]))
         checks = _checks(GROUPS if groups is None else groups, tracing.checks(cells, onnx=onnx))
         return Certificate(repr(layer), trial.shape, _rows(trial, checks))
 
@@ -137,7 +141,7 @@ def _tried(check: Check, trial: Trial) -> Row:
         seen = check.observe(trial)
     except NotTried as reason:
         return replace(_skipped(check, trial, str(reason)), seconds=time.perf_counter() - start)
-    except Exception as error:  # noqa: BLE001 (whatever a stranger's layer raises is what was seen)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever a stranger's layer raises is what was seen)
         seen = Observation(f"raises {type(error).__name__}: {_first_line(error)}")
     seconds = time.perf_counter() - start
     verdict: Verdict = "not claimed" if not claimed else "pass" if seen.meets(claimed) else "fail"
@@ -154,25 +158,47 @@ def _claimed(check: Check, trial: Trial) -> str:
     return check.claimed(Claims(statistics="none"), trial.layer) if check.promised else ""
 
 
-def _fitting_shape(trial: Trial) -> tuple[int, ...]:
-    """The first of some small shapes that the layer takes in training."""
-    num_features, normalized = _num_features(trial.layer)
-    error: Exception | None = None
-    for batch_size in BATCH_SIZES:
-        for pixels in [normalized] if normalized is not None else PIXELS:
-            shape = (batch_size if pixels else max(batch_size, 16), num_features, *pixels)
-            try:
-                replace(trial, shape=shape).copy(torch.float32)(torch.randn(shape, device=trial.device))
-            except Exception as raised:  # noqa: BLE001 (a stranger's layer says in its own way what it cannot take)
-                error = error or raised
-            else:
-                return shape
-    tried = ", ".join(str((BATCH_SIZES[0], num_features, *pixels)) for pixels in PIXELS)
+def _refuse_what_cannot_be_tried(layer: nn.Module) -> None:
+    tensors = [*layer.parameters(), *layer.buffers()]
+    if any(is_lazy(tensor) for tensor in tensors):
+        found = "one whose sizes are unknown until it has seen a batch; call it once before"
+    elif any(tensor.is_meta for tensor in tensors):
+        found = "one on the meta device; take one with numbers"
+    elif isinstance(layer, torch.jit.ScriptModule):
+        found = "a scripted one; take the module that it was scripted from"
+    else:
+        return
+    raise Refusal("not-to-be-tried", f"a layer to be certified is copied and called, got {found}")
+
+
+def _fitting_shape(trial: Trial, asked: Collection[tuple[int, ...]]) -> tuple[int, ...]:
+    """The first shape that the layer takes in training, of those that are asked for, else of some small ones."""
+    errors: list[BaseException] = []
+    shapes = asked or _small_shapes(trial.layer)
+    for shape in shapes:
+        tried = replace(trial, shape=shape)
+        try:
+            tried.copy(torch.float32)(tried.draw(dtype=torch.float32))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (a stranger's layer says in its own way what it cannot take)
+            errors.append(error)
+        else:
+            return shape
+    words = ", ".join(map(str, list(shapes)[: len(PIXELS)]))
+    larger, first = (", nor larger batches", "the first") if len(errors) > len(PIXELS) else ("", "it")
     raise Refusal(
         "no-shape-fits",
-        f"a layer to be certified takes (N, C, *), and this one takes none of {tried}, nor larger batches; the first "
-        f"said {type(error).__name__}: {_first_line(error)}; name a shape that it takes",
-    ) from error
+        f"a layer to be certified takes (N, C, *), and this one takes none of {words}{larger}; {first} "
+        f"said {type(errors[0]).__name__}: {_first_line(errors[0])}; name a shape that it takes",
+    ) from errors[0]
+
+
+def _small_shapes(layer: nn.Module) -> list[tuple[int, ...]]:
+    num_features, normalized = _num_features(layer)
+    return [
+        (batch_size if pixels else max(batch_size, 16), num_features, *pixels)
+        for batch_size in BATCH_SIZES
+        for pixels in ([normalized] if normalized is not None else PIXELS)
+    ]
 
 
 def _num_features(layer: nn.Module) -> tuple[int, tuple[int, ...] | None]:
@@ -186,5 +212,5 @@ def _num_features(layer: nn.Module) -> tuple[int, tuple[int, ...] | None]:
     return next((len(p) for p in (*layer.parameters(), *layer.buffers()) if p.dim() == 1), NUM_FEATURES), None
 
 
-def _first_line(error: Exception | None) -> str:
+def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "nothing")

@@ -82,7 +82,7 @@ def _state_dict(trial: Trial) -> Observation:
 
 def _meta(trial: Trial) -> Observation:
     """Shapes without numbers."""
-    given = trial.copy(torch.float32).to("meta")(torch.empty(trial.shape, device="meta"))
+    given = trial.copy(torch.float32).to("meta")(torch.empty(trial.shape, dtype=torch.float32, device="meta"))
     return Observation("shape kept" if tuple(given.shape) == trial.shape else f"becomes {tuple(given.shape)}")
 
 

@@ -27,10 +27,12 @@ def _eps_value(trial: Trial) -> Observation:
     """From how far outputs at inputs of variance one fall short of those at vast ones."""
     if (scale := _telling_scale(trial)) is None:
         raise NotTried("no eps is to be seen")
-    shorts = _shortfalls(trial, scale)
-    if shorts.max() - shorts.min() > 1e-3 * shorts.max():
+    channels = _shortfalls(trial, scale).transpose(0, 1).flatten(1)
+    if _differ(channels):
+        if not any(_differ(channel) for channel in channels):
+            return Observation("another in each channel")
         raise NotTried("eps takes another share of one value than of the next")
-    short = float(shorts.median())
+    short = float(channels.nanmedian())
     inside = abs(math.log2(short / _shortfall(trial, 2 * scale)) - 2) < 0.05
     eps = 2 * scale**2 * short if inside else scale * short
     # Where eps is as large as what it is added to.
@@ -58,13 +60,18 @@ def _telling_scale(trial: Trial) -> float | None:
 
 
 def _shortfall(trial: Trial, scale: float) -> float:
-    return float(_shortfalls(trial, scale).median())
+    return float(_shortfalls(trial, scale).nanmedian())
 
 
 def _shortfalls(trial: Trial, scale: float) -> Tensor:
     layer, x = trial.copy(), design(trial)
     ratio = odd_part(layer, scale * x) / odd_part(layer, VAST * x)
-    return 1 - ratio[ratio.isfinite()]
+    return 1 - ratio.where(ratio.isfinite(), torch.nan)
+
+
+def _differ(shortfalls: Tensor) -> bool:
+    known = shortfalls[shortfalls.isfinite()]
+    return bool(known.numel() and known.max() - known.min() > 1e-3 * known.max())
 
 
 def _claimed_eps_value(claims: Claims, layer: nn.Module) -> str:

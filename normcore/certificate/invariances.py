@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -37,13 +38,17 @@ def _odd(trial: Trial) -> Observation:
 
 def _orthogonality(trial: Trial) -> Observation:
     """The cosine of a weight matrix before the layer and its gradient."""
-    layer, z = trial.copy(), trial.draw()
+    layer, cotangent = trial.copy(), trial.draw(2)
+    samples, channels, *pixels = trial.shape
+    # Of a weight that is a single number there is only its size, which does not count.
+    inputs = max(2, channels)
+    z = replace(trial, shape=(samples, inputs, *pixels)).draw()
     generator = torch.Generator().manual_seed(1)
-    weight = torch.randn((trial.shape[1],) * 2, generator=generator, dtype=torch.float64).to(z).mul_(LARGE)
+    weight = torch.randn((channels, inputs), generator=generator, dtype=torch.float64).to(z).mul_(LARGE)
     weight.requires_grad_()
-    y = layer(torch.einsum("ck,nk...->nc...", weight, z))
-    (gradient,) = torch.autograd.grad((y * trial.draw(2)).sum(), weight)
-    if not gradient.any():
+    terms = layer(torch.einsum("ck,nk...->nc...", weight, z)) * cotangent
+    (gradient,) = torch.autograd.grad(terms.sum(), weight)
+    if float(gradient.norm() * weight.norm()) <= up_to_eps(trial) * float(terms.abs().sum()):
         raise NotTried("no gradient comes through")
     cosine = (gradient * weight).sum() / (gradient.norm() * weight.norm())
     return within(largest(cosine), up_to_eps(trial))
@@ -51,6 +56,8 @@ def _orthogonality(trial: Trial) -> Observation:
 
 def _theorem_4_1(trial: Trial) -> Observation:
     """The squared gradient norm with the layer, per channel, from the one without it, the output and gamma."""
+    if (count := math.prod(trial.shape) // trial.shape[1]) < 3:
+        raise NotTried(f"of {count} values in a channel hardly any gradient is left")
     layer, x, cotangent = trial.copy(), trial.draw(scale=LARGE).requires_grad_(), trial.draw(2)
     gamma = torch.ones(trial.shape[1], dtype=x.dtype, device=x.device)
     if isinstance(weight := getattr(layer, "weight", None), nn.Parameter) and weight.shape == gamma.shape:

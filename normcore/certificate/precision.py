@@ -43,7 +43,7 @@ def _no_variance(trial: Trial) -> Observation:
     """The same value everywhere: zero, and another."""
     for value in (0.0, 3.0):
         layer = trial.copy(torch.float32)
-        x = torch.full(trial.shape, value, device=trial.device, requires_grad=True)
+        x = torch.full(trial.shape, value, device=trial.device, dtype=torch.float32, requires_grad=True)
         y: Tensor = layer(x)
         (gradient,) = torch.autograd.grad((y * trial.draw(dtype=torch.float32)).sum(), x)
         if not (y.isfinite().all() and gradient.isfinite().all()):

@@ -33,6 +33,9 @@ TORCH = [
     nn.BatchNorm2d(6),
     nn.BatchNorm3d(6),
     nn.BatchNorm2d(6, affine=False, momentum=0.01, eps=1e-3),
+    nn.BatchNorm2d(1),
+    nn.BatchNorm2d(7, eps=1e-12),
+    nn.InstanceNorm2d(1),
     nn.InstanceNorm2d(6, affine=True),
     nn.GroupNorm(3, 6),
     nn.LayerNorm(6),
@@ -48,6 +51,42 @@ def test_torchs_norms_keep_what_torch_says_of_them(layer):
     certificate = certify(layer, groups=QUICK)
     assert certificate.passed, certificate.table()
     assert certificate.row("statistics").verdict == "pass"
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 1, 1), (3, 6, 1, 2), (5, 6, 3, 3)])
+def test_a_right_layer_fails_nothing_on_any_shape_that_it_takes(shape):
+    certificate = certify(nn.BatchNorm2d(6), shape=shape, groups=QUICK)
+    assert certificate.passed, certificate.table()
+
+
+def test_neither_the_default_dtype_nor_inference_mode_counts():
+    with torch.inference_mode():
+        assert certify(nn.BatchNorm2d(6), groups=["gradients"]).passed
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert certify(nn.GroupNorm(2, 6, dtype=torch.float32), groups=["precision"]).passed
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (nn.LazyBatchNorm2d(), "got one whose sizes are unknown until it has seen a batch"),
+        (nn.BatchNorm2d(6, device="meta"), "got one on the meta device"),
+        (torch.jit.script(nn.BatchNorm2d(6)), "got a scripted one"),
+    ],
+    ids=["lazy", "meta", "scripted"],
+)
+def test_a_layer_that_cannot_be_copied_and_called_is_refused(layer, said):
+    with pytest.raises(Refusal, match=said) as refused:
+        certify(layer)
+    assert refused.value.code == "not-to-be-tried"
+
+
+def test_a_shape_that_the_layer_does_not_take_is_refused():
+    with pytest.raises(Refusal, match=r"takes none of \(4, 5, 2, 2\); it said RuntimeError"):
+        certify(nn.GroupNorm(2, 6), shape=(4, 5, 2, 2))
 
 
 def test_facts_of_a_layer_without_claims_fail_nothing():

@@ -196,6 +196,32 @@ class BatchInEvaluation(Twin):
         return y
 
 
+class LouderInEvaluation(Twin):
+    def end(self, y: Tensor) -> Tensor:
+        return y if self.training else 1.01 * y
+
+
+class OtherEpsInOneChannel(Twin):
+    def normalized(self, centred: Tensor, var: Tensor) -> Tensor:
+        eps = torch.full_like(var, self.eps)
+        eps.view(-1)[0] *= 3
+        return centred * (var + eps).rsqrt()
+
+
+class OtherInLargeBatches(Twin):
+    def end(self, y: Tensor) -> Tensor:
+        return 1.01 * y if len(y) > 8 else y
+
+
+class Leaves(Twin):
+    """As a script's `sys.exit(main())` does."""
+
+    def end(self, y: Tensor) -> Tensor:
+        if y.dtype == torch.bfloat16:
+            raise SystemExit(0)
+        return y
+
+
 class Random(Twin):
     def end(self, y: Tensor) -> Tensor:
         return y + 1e-3 * torch.randn_like(y)
@@ -224,13 +250,14 @@ class NoRunningMean(Twin):
         return super().forward(x)
 
 
+HALF = {"half precision inputs of 200 +- 50", "half precision inputs of 1e-4"}
 PLANTED = [
     (HoldsBiased, {"running variance"}),
     (DividesByUnbiased, {"variance", "Santurkar's theorem 4.1"}),
     (EpsOutside, {"eps", "scale invariance", "gradient orthogonal to weights before it", "Santurkar's theorem 4.1"}),
     (OtherEps, {"value of eps"}),
     (OtherMomentum, {"weight of the newest batch"}),
-    (HalfStatistics, {"half precision inputs of 200 +- 50", "half precision inputs of 1e-4"}),
+    (HalfStatistics, HALF),
     (OnePass, {"float32 inputs of 1000 +- 1"}),
     (DropsChannelsLast, {"memory format"}),
     (WrongBackward, {"gradient", "Santurkar's theorem 4.1"}),
@@ -238,6 +265,10 @@ PLANTED = [
     (MovesInEvaluation, {"state in evaluation"}),
     (CountsInEvaluation, {"state in evaluation"}),
     (BatchInEvaluation, {"statistics in evaluation", "vmap over samples in evaluation"}),
+    (LouderInEvaluation, {"evaluation approaches training", "running variance"}),
+    (OtherEpsInOneChannel, {"value of eps"}),
+    (OtherInLargeBatches, {"same samples three times over"}),
+    (Leaves, {"dtype", "dtype of half precision inputs", "autocast", *HALF}),
     (Random, {"same twice"}),
     (Flattens, {"shape"}),
     (NotFinite, {"inputs without variance", "eps"}),
