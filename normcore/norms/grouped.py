@@ -52,7 +52,7 @@ def normalize_groups(
         inputs = [x] if weight is None or bias is None else [x, weight, bias]
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
         # Forward mode goes on where gradients are off.
-        if differentiated or any(forward_ad.unpack_dual(t).tangent is not None for t in inputs):
+        if differentiated or any(_moves(t) for t in inputs):
             whole: Tensor = _Innermost.apply(x, weight, bias, num_groups, eps)[0]  # type: ignore[no-untyped-call]
             return whole
         return _normalize(x, weight, bias, num_groups, eps)[0]
@@ -119,6 +119,11 @@ def _normalize(
     scale = _to_channels(rstd, c) if weight is None else _to_channels(rstd, c) * weight
     shift = _to_channels(mean, c) * scale
     return _unrow(_rounded(_line, rows, scale, -shift if bias is None else bias - shift), x), mean, rstd
+
+
+def _moves(tensor: Tensor) -> bool:
+    """Whether forward mode goes through it."""
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _unviewed(y: Tensor) -> Tensor:
