@@ -159,6 +159,6 @@ def kinds_with(family: str, knob: str) -> list[str]:
 
     Example:
         >>> kinds_with("norm", "num_groups")
-        ['group']
+        ['group', 'evonorm_s0']
     """
     return [kind_of(spec) for spec in MENU[family] if knob in spec.model_fields]

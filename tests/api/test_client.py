@@ -7,7 +7,7 @@ import pytest
 
 from api.client import ApiUnreachable, Client, RequestRefused
 from api.views import EventView, ProgressEventView
-from normcore.spec import JobSpec
+from normcore.spec import MENU, JobSpec, kind_of
 from worker.states import Desired, Event, State
 
 
@@ -74,7 +74,7 @@ def test_metrics_come_through_all_pages(client, order, worker):
 
 
 def test_catalog_and_readiness(client):
-    assert [part.kind for part in client.catalog().families["norm"]] == ["none", "batch", "group", "layer", "instance"]
+    assert [part.kind for part in client.catalog().families["norm"]] == [kind_of(spec) for spec in MENU["norm"]]
     assert client.ready().checks["database"] == "ok"
 
 

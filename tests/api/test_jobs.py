@@ -27,7 +27,7 @@ def test_a_job_has_the_shape_that_is_promised(client, order):
     assert job["state"] == "queued"
     assert job["desired"] == "run"
     assert job["name"] == "mlp128x128 batch bs128 lr0.1 seed0"
-    assert job["spec"]["norm"] == {"kind": "batch", "eps": 1e-5, "momentum": 0.1, "affine": True}
+    assert job["spec"]["norm"] == {"kind": "batch", "eps": 1e-5, "momentum": 0.1, "estimator": "ema", "affine": True}
     assert job["progress"] == {"step": 0, "steps": 100, "epoch": 0.0, "steps_per_s": None, "eta_s": None}
     assert job["metrics"] == {}
     assert job["attempts"] == []

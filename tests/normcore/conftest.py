@@ -1,5 +1,7 @@
 """What the tests of the science share."""
 
+import sys
+
 import pytest
 import torch
 
@@ -20,3 +22,11 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_by_others():
+    """Each test compiles on its own: the compiler refuses the ninth graph of one function in a process."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

@@ -79,7 +79,7 @@ def test_kinds_with_names_the_owners_of_a_knob() -> None:
             "low must be below high, got low 4 and high 0.5",
         ),
         ({"probes": [{"kind": "landscape"}] * 2}, "each kind of probe may stand once"),
-        ({"norm": {"kind": "btach"}}, "'none', 'batch', 'group', 'layer', 'instance'"),
+        ({"norm": {"kind": "btach"}}, "'none', 'batch', 'ghost', 'sync'"),
         ({"norm": {"kind": "batch", "num_groups": 4}}, "Extra inputs are not permitted"),
         ({"colour": "red"}, "Extra inputs are not permitted"),
     ],
