@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
-
+from normcore.menu.asked_norm import asked_norm
 from normcore.norms.norm import Norm
 from normcore.refusal import Refusal
 from normcore.spec import MENU, kind_of
@@ -33,15 +32,7 @@ def shelf_layer(kind: str, num_features: int | None = None, **knobs: Any) -> Nor
         >>> shelf_layer("group").num_features
         32
     """
-    specs = {kind_of(spec): spec for spec in MENU["norm"]}
-    if kind not in specs:
-        raise Refusal("no-such-norm", f'there is no norm of kind "{kind}"; on offer: {", ".join(specs)}')
-    try:
-        spec = specs[kind].model_validate(knobs)
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
-        offer = ", ".join(name for name in specs[kind].model_fields if name != "kind") or "none"
-        raise Refusal("no-such-knob", f"{kind} cannot be had so: {wrong}; its knobs: {offer}") from error
+    spec = asked_norm(kind, knobs)
     refusal: Refusal | None = None
     for channels in NUM_FEATURES if num_features is None else (num_features,):
         try:

@@ -109,6 +109,8 @@ def _fit(norm: Norm, x: Tensor, wanted: Moments) -> str:
         if beta is not None:
             ratio = wanted.std / y.std(1, correction=0)
         moves = y.std(1, correction=0) > STILL
+        if not all(t.isfinite().all() for t in (y, wanted.mean, wanted.root_mean_square)):
+            return "on the calibration batch some outputs are not finite"
         gamma.copy_(torch.where(moves, wanted.sign * ratio, gamma.double()))
         if beta is not None:
             beta.copy_(wanted.mean - gamma * y.mean(1))

@@ -21,22 +21,45 @@ def arguments(calibration: Calibration) -> tuple[Any, ...]:
     """The arguments of the one call that a calibration stands for.
 
     Raises:
-        Refusal: There is no batch among several.
+        Refusal: There is no batch or no sample, or a batch is a mapping.
 
     Example:
         >>> [tuple(t.shape) for t in arguments([torch.zeros(2, 3), torch.zeros(4, 3)])]
         [(6, 3)]
     """
+    given = _together(calibration)
+    first = given[0] if given else None
+    if isinstance(first, Tensor) and first.dim() > 0 and len(first) == 0:
+        raise Refusal(
+            "no-calibration",
+            "a calibration must hold at least one sample, got a batch of 0; hand in more, or none at all",
+        )
+    return given
+
+
+def _together(calibration: Calibration) -> tuple[Any, ...]:
     if isinstance(calibration, Tensor):
         return (calibration,)
     if isinstance(calibration, tuple):
         return calibration
-    batches = [tuple(batch) if isinstance(batch, (tuple, list)) else (batch,) for batch in calibration]
+    several = [calibration] if isinstance(calibration, Mapping) else list(calibration)
+    for batch in several:
+        if isinstance(batch, Mapping):
+            raise _not_by_name(batch)
+    batches = [tuple(batch) if isinstance(batch, (tuple, list)) else (batch,) for batch in several]
     if not batches:
         raise Refusal(
             "no-calibration", "a calibration must hold at least one batch, got 0; hand in more, or none at all"
         )
     return tuple(torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0] for parts in zip(*batches, strict=True))
+
+
+def _not_by_name(batch: Mapping[str, Any]) -> Refusal:
+    return Refusal(
+        "no-calibration",
+        f"a calibration must hold arguments by position, got a mapping of {', '.join(map(str, batch))}; hand in a "
+        f"tuple of its values in the order in which the model takes them",
+    )
 
 
 def input_channels(model: nn.Module, batch: tuple[Any, ...], paths: Sequence[str]) -> dict[str, int]:
@@ -87,10 +110,20 @@ def errors(model: nn.Module, batch: tuple[Any, ...], candidates: Sequence[Candid
 
 
 def difference(theirs: Sequence[Tensor], mine: Sequence[Tensor]) -> float:
-    """The largest difference in the outputs, over the largest output."""
+    """The largest difference in the outputs, over the largest output; infinite where one of the two is not a number.
+
+    Example:
+        >>> difference([torch.tensor([2.0, torch.inf])], [torch.tensor([1.0, torch.inf])])
+        0.5
+    """
     pairs = [(a.double(), b.double()) for a, b in zip(theirs, mine, strict=True) if a.is_floating_point()]
-    gaps = [float((a - b).abs().max() / a.abs().max().clamp(min=1e-300)) for a, b in pairs if a.numel()]
-    return max(gaps, default=0.0)
+    return max((_gap(a, b) for a, b in pairs if a.numel()), default=0.0)
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    gap = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    size = a.abs().where(a.isfinite(), 0.0).max().clamp(min=1e-300)
+    return float(gap.max() / size)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from normcore.surgery.linear_map import times
 from normcore.surgery.plan import plan
 from normcore.surgery.relu import give_back, take_away
 from normcore.surgery.replacement import asked
-from normcore.surgery.tree import Tree
+from normcore.surgery.tree import Tree, refuse_lazy
 
 FUNCTIONS: dict[Any, str] = {
     getattr(module, name): f"{label}.{name}"
@@ -80,6 +80,7 @@ def convert(
         1 carried
     """
     spec = asked(to)
+    refuse_lazy(model)
     tree = Tree(copy.deepcopy(model))
     batch = None if calibration is None else arguments(calibration)
     norms = norms_of(tree.model, _channels(model, batch))

@@ -14,7 +14,7 @@ from normcore.surgery.known import Known, is_norm, norms_of
 from normcore.surgery.linear_map import refused, times
 from normcore.surgery.plain import after, plain
 from normcore.surgery.table import table
-from normcore.surgery.tree import Tree
+from normcore.surgery.tree import Tree, refuse_lazy
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,8 @@ def fold(model: nn.Module) -> Folding:
     rounding. The norm's place is taken by an identity, or by the activation that it held.
 
     A linear layer is taken to work on `(N, C)`, as the norm after it does. Nothing else is assumed: who reads whom is
-    recorded with torch.fx, module by module.
+    recorded with torch.fx, module by module; a forward that cannot be recorded is taken to call the modules in it
+    whole, and not a part of one of them by itself.
 
     Args:
         model: In evaluation mode; not touched.
@@ -63,6 +64,7 @@ def fold(model: nn.Module) -> Folding:
         >>> [type(layer).__name__ for layer in folding.model]
         ['Conv2d', 'Identity', 'ReLU']
     """
+    refuse_lazy(model)
     tree = Tree(copy.deepcopy(model))
     calls = CallSites(tree.model, is_norm)
     rows = []
@@ -73,7 +75,7 @@ def fold(model: nn.Module) -> Folding:
             rows.append(Folded(path, was, "", str(found)))
             continue
         tree.exchange(found.linear, times(tree.model.get_submodule(found.linear), found.affine))
-        tree.exchange(path, after(known, nn.Identity()))
+        tree.exchange(path, after(known, nn.Identity()).train(known.layer.training))
         rows.append(Folded(path, was, found.linear))
     return Folding(tree.model, tuple(rows))
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
-from normcore.menu.norms import NormSpec
+from normcore.menu.asked_norm import asked_norm
 from normcore.menu.spec import Spec
 from normcore.norms.norm import Norm
 from normcore.spec import kind_of
@@ -18,18 +17,20 @@ from normcore.surgery.known import Known
 VARIANCE_INSIDE_THE_ROOT = {"batch", "ghost", "sync", "group", "layer", "instance", "layer_channels", "switchable"}
 """Kinds whose eps is one and the same thing, and whose momentum is, where they have one."""
 
-_ANY_NORM: TypeAdapter[Any] = TypeAdapter(Annotated[NormSpec, Field(discriminator="kind")])
-
 
 def asked(to: Spec | dict[str, Any] | str) -> Spec:
     """The spec of a norm, given as itself, as `{"kind": "group", "num_groups": 8}`, or as a kind.
+
+    Raises:
+        Refusal: There is no such norm, or it has no such knobs.
 
     Example:
         >>> asked("layer")
         LayerNormSpec(kind='layer', eps=1e-05, affine=True)
     """
-    spec: Spec = _ANY_NORM.validate_python({"kind": to} if isinstance(to, str) else to)
-    return spec
+    if isinstance(to, Spec):
+        return asked_norm(kind_of(type(to)), to.model_dump(exclude={"kind"}, exclude_unset=True))
+    return asked_norm(to, {}) if isinstance(to, str) else asked_norm(to.get("kind"), to)
 
 
 def knobs_for(spec: Spec, known: Known) -> dict[str, Any]:

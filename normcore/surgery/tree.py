@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.parameter import is_lazy
+
+from normcore.refusal import Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +18,21 @@ class Exchange:
     """None where it was the whole model."""
     name: str
     was: nn.Module
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Layers without sizes cannot be copied, and would be drawn anew in the copy.
+
+    Raises:
+        Refusal: There is one.
+    """
+    for path, module in model.named_modules():
+        if any(is_lazy(tensor) for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+            raise Refusal(
+                "model-is-lazy",
+                f"every layer must have its sizes, got {path or 'the model'}, whose "
+                f"sizes are unknown until it has seen a batch; run the model once before",
+            )
 
 
 class Tree:

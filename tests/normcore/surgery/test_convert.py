@@ -5,7 +5,6 @@ import itertools
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -360,6 +359,32 @@ def test_no_batch_is_refused(net):
         convert(net, "layer", calibration=[])
 
 
+@pytest.mark.parametrize("calibration", [{"x": torch.zeros(2, 3)}, [{"x": torch.zeros(2, 3)}]], ids=["one", "several"])
+def test_a_batch_by_name_is_refused(net, calibration):
+    with pytest.raises(Refusal, match="arguments by position, got a mapping of x"):
+        convert(net, "layer", calibration=calibration)
+
+
+def test_a_batch_of_no_samples_is_refused(net, x):
+    with pytest.raises(Refusal, match="must hold at least one sample, got a batch of 0"):
+        convert(net, "layer", calibration=x[:0])
+
+
+def test_a_calibration_that_is_not_finite_matches_nothing(net, x):
+    conversion = convert(net, "layer", calibration=torch.full_like(x, torch.nan))
+    assert {row.how for row in conversion.rows} == {"carried"}
+    assert all("some outputs are not finite" in row.why for row in conversion.rows)
+    assert conversion.error == torch.inf
+    assert all(parameter.isfinite().all() for parameter in conversion.model.parameters())
+
+
+def test_a_model_that_has_not_seen_a_batch_is_refused(x):
+    lazy = nn.Sequential(nn.LazyConv2d(4, 1), nn.LazyBatchNorm2d())
+    for does in (lambda: convert(lazy, "layer", calibration=x), lambda: fold(lazy.eval())):
+        with pytest.raises(Refusal, match="sizes are unknown until it has seen a batch; run the model once before"):
+            does()
+
+
 def test_to_none_the_norm_goes_into_the_layer_before_and_comes_back_out(net, x):
     conversion = convert(net, "none", calibration=x)
     assert [row.why for row in conversion.rows][:2] == ["folded into conv", "folded into blocks.0.conv1"]
@@ -387,7 +412,7 @@ def test_what_is_trained_in_between_stays_when_the_norms_go_back(net):
 
 @pytest.mark.parametrize("to", ["batchnorm", {"kind": "group", "groups": 2}, {"kind": "batch", "eps": "small"}])
 def test_a_norm_that_is_not_on_the_menu_is_refused(to):
-    with pytest.raises(ValidationError):
+    with pytest.raises(Refusal, match=r"there is no norm of kind|cannot be had so"):
         convert(nn.BatchNorm2d(3), to)
 
 

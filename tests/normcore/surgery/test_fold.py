@@ -21,6 +21,7 @@ def test_a_folded_net_is_the_same_function_without_norms(net, x, dtype, atol):
         ("last.1", "last.0"),
     ]
     assert not norms_of(folding.model)
+    assert not any(module.training for module in folding.model.modules())
     assert gap(net(x), folding.model(x)) < atol
     assert len(norms_of(net)) == 6
 
