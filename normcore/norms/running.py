@@ -73,9 +73,11 @@ class RunningNorm(Norm):
 
     def by_running_statistics(self, x: Tensor) -> Tensor:
         """`x` as evaluation normalizes it."""
-        return functional.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-        )
+        mean, var = self.running_mean, self.running_var
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # Copies: the next batch moves the buffers, and the backward pass may come after it. Torch would not notice.
+            mean, var = mean.clone(), var.clone()
+        return functional.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
     def normalize(self, x: Tensor, mean: Tensor, divisor: Tensor) -> Tensor:
         """`gamma (x - mean) / divisor + beta` in the dtype and memory format of `x`; mean and divisor are `(C,)`."""

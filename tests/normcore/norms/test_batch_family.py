@@ -166,3 +166,12 @@ def test_traced_without_a_break_in_training_and_exported_in_evaluation(kind):
     torch.testing.assert_close(dict(norm.named_buffers()), dict(twin.named_buffers()))
     exported = torch.export.export(nn.Sequential(norm).eval(), (x,))
     torch.testing.assert_close(exported.module()(x), norm.eval()(x))
+
+
+@pytest.mark.parametrize("make", [BatchNorm, GhostBatchNorm, SyncBatchNorm], ids=["batch", "ghost", "sync"])
+def test_a_batch_may_come_between_an_evaluation_and_its_backward_pass(make):
+    norm, x = make(C, eps=1e-5, dtype=torch.float64).eval(), randn(32, C, 2).requires_grad_()
+    y = norm(x)
+    norm.train()(5 + 3 * randn(32, C, 2))
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(gradient, torch.full_like(x, (1 + 1e-5) ** -0.5))
