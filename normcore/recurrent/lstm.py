@@ -72,7 +72,9 @@ class Lstm(nn.Module):
                 f"the input must be of shape (N, T, input_size {self.cell.input_size}) with at least one time step, "
                 f"got {tuple(x.shape)}; put the batch first and the features last",
             )
-        if lengths is not None and (lengths.shape != x.shape[:1] or lengths.is_floating_point()):
+        if lengths is not None and (
+            lengths.shape != x.shape[:1] or lengths.is_floating_point() or lengths.dtype == torch.bool
+        ):
             raise Refusal(
                 "lengths-differ",
                 f"lengths must be {x.shape[0]} integers, one for each sample, got shape {tuple(lengths.shape)} and "

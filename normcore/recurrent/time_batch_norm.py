@@ -112,8 +112,8 @@ class TimeBatchNorm(TimeNorm):
     def _fused(self, x: Tensor, times: slice) -> Tensor:
         """Torch's batch norm, to which the values of every time step are channels."""
         samples, length, _ = x.shape
-        weight = self.weight.repeat(length)
-        bias = torch.zeros_like(weight) if self.bias is None else self.bias.repeat(length)
+        weight = self.weight.to(x.dtype).repeat(length)
+        bias = torch.zeros_like(weight) if self.bias is None else self.bias.to(x.dtype).repeat(length)
         # A momentum of one leaves the batch's own statistics, var unbiased, in the buffers it is given.
         mean, var = torch.zeros_like(weight), torch.zeros_like(weight)
         y = functional.batch_norm(x.flatten(1), mean, var, weight, bias, True, 1.0, self.eps).view_as(x)

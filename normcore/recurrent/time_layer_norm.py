@@ -56,7 +56,8 @@ class TimeLayerNorm(TimeNorm):
     def forward(self, x: Tensor, *, time: int = 0, real: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The normalized values, `(N, T, C)`, float32 or better."""
         x = x.to(at_least_float32(x.dtype))
-        return functional.layer_norm(x, (self.num_features,), self.weight, self.bias, self.eps)
+        weight, bias = (None if values is None else values.to(x.dtype) for values in (self.weight, self.bias))
+        return functional.layer_norm(x, (self.num_features,), weight, bias, self.eps)
 
     def extra_repr(self) -> str:
         """The values and the knobs."""

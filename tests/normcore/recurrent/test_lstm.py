@@ -29,6 +29,18 @@ def trained(kind: str) -> Lstm:
     return lstm
 
 
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "padded"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_model_that_was_cast_to_half_precision_trains(kind, dtype, lengths):
+    half, twin = Lstm(CELLS[kind]()).to(dtype), Lstm(CELLS[kind]())
+    outputs, (_, c) = half(X.to(dtype), lengths)
+    assert outputs.dtype == c.dtype == dtype
+    torch.testing.assert_close(outputs.double(), twin(X, lengths)[0], rtol=0, atol=0.05)
+    outputs.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in half.parameters())
+
+
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
 def test_plain_cells_are_torch_lstm_over_packed_sequences(lengths):
     ours, theirs = Lstm(CELLS["plain"]()), nn.LSTM(3, 5, batch_first=True).double()
@@ -125,7 +137,10 @@ def test_inputs_of_another_shape_are_refused(shape):
     assert refused.value.code == "sequence-differs"
 
 
-@pytest.mark.parametrize("lengths", [torch.tensor([6, 2]), torch.ones(4), torch.ones(4, 1, dtype=torch.long)])
+@pytest.mark.parametrize(
+    "lengths",
+    [torch.tensor([6, 2]), torch.ones(4), torch.ones(4, 1, dtype=torch.long), torch.ones(4, dtype=torch.bool)],
+)
 def test_lengths_that_are_not_one_integer_a_sample_are_refused(lengths):
     with pytest.raises(Refusal, match="lengths must be 4 integers, one for each sample, got shape") as refused:
         Lstm(CELLS["plain"]())(X, lengths)
