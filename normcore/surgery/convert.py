@@ -106,7 +106,9 @@ def convert(
         differences = errors(model, batch, [candidate for candidate in candidates if candidate.pair is None])
     for candidate in candidates:
         matched = unmatched.get(candidate.path) if batch is not None else "not asked"
-        rows[candidate.path] = _row(candidate, spec, matched, differences.get(candidate.path))
+        rows[candidate.path] = _row(
+            candidate, spec, matched, differences.get(candidate.path), _shared(candidate.path, model)
+        )
     return Conversion(
         model=tree.model,
         rows=(*(rows[path] for path in plans), *_functions(calls)),
@@ -135,10 +137,23 @@ def _exchange(candidates: Sequence[Candidate], calls: CallSites, tree: Tree) -> 
     return take_away([candidate.relu for candidate in candidates if candidate.relu is not None], calls, tree)
 
 
-def _row(candidate: Candidate, spec: Spec, unmatched: str | None, error: float | None) -> Row:
+def _shared(path: str, model: nn.Module) -> str:
+    """Which parameters of a layer other layers have too, in a sentence; empty where none."""
+    mine = {id(parameter): name for name, parameter in model.get_submodule(path).named_parameters()}
+    pairs = [
+        f"{mine[id(parameter)]} with {other or 'the model'}"
+        for other, module in model.named_modules()
+        if other != path and not other.startswith(f"{path}.")
+        for parameter in vars(module)["_parameters"].values()
+        if id(parameter) in mine
+    ]
+    return f"it shared {', '.join(pairs)}; the new one has its own" if pairs and path else ""
+
+
+def _row(candidate: Candidate, spec: Spec, unmatched: str | None, error: float | None, shared: str) -> Row:
     """The account of a candidate that stands; `unmatched` is why it was not matched, nothing where it was."""
     how: Literal["exact", "matched", "carried"] = "exact" if candidate.exact else "carried" if unmatched else "matched"
-    why = [candidate.known.remark, candidate.remark]
+    why = [candidate.known.remark, candidate.remark, shared]
     if not candidate.exact and unmatched and unmatched != "not asked" and not isinstance(candidate.norm, NoNorm):
         why.append(unmatched)
     layer = candidate.known.layer

@@ -217,6 +217,17 @@ def test_a_norm_at_two_places_stays_one_norm(x):
     assert same_bits(conversion.revert(), net)
 
 
+def test_parameters_that_two_norms_shared_are_said_to_be_apart():
+    net = nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    net[2].weight = net[0].weight
+    why = [row.why for row in convert(net, "layer").rows]
+    assert why == [
+        "it shared weight with 2; the new one has its own",
+        "it shared weight with 0; the new one has its own",
+        "",
+    ]
+
+
 def test_only_the_norms_that_are_asked_for_are_exchanged(net):
     conversion = convert(net, "layer", where=lambda path, _: path.startswith("blocks.1."))
     assert [row.path for row in conversion.rows] == ["blocks.1.bn1", "blocks.1.bn2"]
