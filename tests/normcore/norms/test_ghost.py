@@ -106,3 +106,11 @@ def test_virtual_batches_of_a_single_value_are_refused(shape):
     ) as refused:
         GhostBatchNorm(4, virtual_batch_size=1)(torch.randn(shape))
     assert refused.value.code == "one-value-virtual-batch"
+
+
+def test_many_virtual_batches_cost_a_preview_no_more_than_one(monkeypatch):
+    calls, batch_norm = [], torch.nn.functional.batch_norm
+    monkeypatch.setattr(torch.nn.functional, "batch_norm", lambda *args: calls.append(args) or batch_norm(*args))
+    norm = GhostBatchNorm(3, virtual_batch_size=1, device="meta")
+    assert norm(torch.empty(1000, 3, 2, 2, device="meta")).shape == (1000, 3, 2, 2)
+    assert len(calls) == 1
