@@ -16,6 +16,9 @@ from normcore.norms.norm import at_least_float32
 CHUNK = 2**19
 """Elements, 2 MiB in float32, up to which a temporary stays in the cache of a CPU."""
 
+TILED_FROM = 8
+"""Samples from which a scale and a shift for every pixel of one cost less than a pass over all."""
+
 
 def normalize_groups(
     x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, mask: Tensor | None = None
@@ -105,8 +108,13 @@ def _normalize(
         return _unrow(y.movedim(1, -1), x), mean, rstd
     if num_groups == 1 and x.is_cpu:
         # The channels of a pixel and its neighbours are one row, over which torch's kernel takes two passes.
-        row = rows.to(at_least_float32(x.dtype)).view(n, 1, -1)
-        y, mean, rstd = torch.native_group_norm(row, None, None, n, 1, pixels * c, 1, eps)
+        row = rows.to(at_least_float32(x.dtype)).view(n, -1)
+        if weight is not None and bias is not None and n >= TILED_FROM:
+            # Scale and shift once for every pixel, so that one pass does it all.
+            tiled = weight.repeat(pixels), bias.repeat(pixels)
+            y, mean, rstd = torch.native_layer_norm(row, (pixels * c,), *tiled, eps)
+            return _unrow(y.view(rows.shape).to(x.dtype), x), mean, rstd
+        y, mean, rstd = torch.native_group_norm(row.unsqueeze(1), None, None, n, 1, pixels * c, 1, eps)
         y = y.view(rows.shape)
         return _unrow((y if weight is None or bias is None else _line(y, weight, bias)).to(x.dtype), x), mean, rstd
     mean, var = _piecewise(_mean_and_var, rows).view(n, 2, num_groups, -1).unbind(1)
