@@ -49,8 +49,8 @@ class SpectralNormSpec(Spec):
     kind: Literal["spectral"] = "spectral"
     iterations: Annotated[int, Field(ge=1, le=1000)] = 1
     """Power iterations after each update."""
-    eps: Eps = 1e-12
-    """Shortest length that a singular vector is divided by."""
+    eps: Annotated[float, Field(gt=0, le=1e-3)] = 1e-12
+    """Shortest length that a singular vector is divided by; above a layer's largest singular value it would shrink it."""
     target: ClassVar[str] = "normcore.weights.spectral:apply"
 
 
