@@ -50,7 +50,7 @@ class SpectralNormSpec(Spec):
     iterations: Annotated[int, Field(ge=1, le=1000)] = 1
     """Power iterations after each update."""
     eps: Annotated[float, Field(gt=0, le=1e-3)] = 1e-12
-    """Shortest length that a singular vector is divided by; above a layer's largest singular value it would shrink it."""
+    """Shortest length that a singular vector is divided by; above a layer's largest singular value it shrinks it."""
     target: ClassVar[str] = "normcore.weights.spectral:apply"
 
 
