@@ -33,7 +33,7 @@ def test_a_relu_gives_way_to_a_norm_that_holds_its_own_non_linearity(tlu):
     def norm(num_features: int) -> FilterResponseNorm:
         return FilterResponseNorm(num_features, learned_eps=True, tlu=tlu)
 
-    parts = block(("linear", nn.Linear(2, 3)), 3, Site(norm, SanturkarNoise))
+    parts = block(("linear", nn.Linear(2, 32)), 32, Site(norm, SanturkarNoise))
     assert set(dict(parts.named_modules())) == set(dict(built("before").named_modules()))
     start_step(parts, 0, 0)
     x = torch.randn(8, 2)
