@@ -16,6 +16,9 @@ from normcore.norms.norm import at_least_float32
 CHUNK = 2**19
 """Elements, 2 MiB in float32, up to which a temporary stays in the cache of a CPU."""
 
+CENTRED = 3.0
+"""Mean over deviation of a group up to which the variance may be taken in one pass."""
+
 TILED_FROM = 8
 """Samples from which a scale and a shift for every pixel of one cost less than a pass over all."""
 
@@ -30,7 +33,8 @@ def normalize_groups(
     Where the channels of a pixel lie next to each other in memory (channels_last, or tokens seen as `(N, C, L)`),
     torch's kernel for CPUs takes the variance in one pass, mean(x^2) - mean(x)^2, which in float32 is off by some
     percent where the mean is a hundred standard deviations, and its backward pass takes tens to hundreds of copies of
-    the input. There the mean is subtracted first, and the closed form of the derivative is written out.
+    the input. There the mean is subtracted first, unless it turns out to be small beside the deviation, and the closed
+    form of the derivative is written out.
 
     Args:
         x: `(N, C, *)`.
@@ -106,6 +110,12 @@ def _normalize(
         maps = _maps(rows)
         y, mean, rstd = torch.native_group_norm(maps, weight, bias, n, c, pixels, num_groups, eps)
         return _unrow(y.movedim(1, -1), x), mean, rstd
+    if num_groups < c and _may_ask(x):
+        maps = _maps(rows)
+        y, mean, rstd = torch.native_group_norm(maps, weight, bias, n, c, pixels, num_groups, eps)
+        # The one pass loses the digits that (mean / deviation)^2 has before its point: here at most one.
+        if bool((mean * rstd).abs().max() <= CENTRED):
+            return _unrow(y.movedim(1, -1), x), mean, rstd
     if num_groups == 1 and x.is_cpu:
         # The channels of a pixel and its neighbours are one row, over which torch's kernel takes two passes.
         row = rows.to(at_least_float32(x.dtype)).view(n, -1)
@@ -247,6 +257,11 @@ def _unrow(rows: Tensor, x: Tensor) -> Tensor:
 def _mixes(x: Tensor, weight: Tensor | None) -> bool:
     """Whether torch's kernel keeps the statistics of `x` in float32 or better: on CPUs, by the parameters' dtype."""
     return x.is_cpu and (weight is not None or x.dtype == at_least_float32(x.dtype))
+
+
+def _may_ask(x: Tensor) -> bool:
+    """Whether a result may be looked at to choose the next operation: on the CPU, outside of transforms."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch._C._are_functorch_transforms_active()  # noqa: SLF001
 
 
 def _is_precise_enough(x: Tensor, weight: Tensor | None) -> bool:

@@ -192,3 +192,12 @@ def test_one_pixel_or_one_channel_is_innermost_only_where_it_matters():
     assert not channels_innermost(randn(3, 4, 5, 6))
     assert not channels_innermost(randn(3, 4, 5, 6).transpose(2, 3))
     assert channels_innermost(randn(3, 4, 5, 6).to(memory_format=torch.channels_last))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 2.9, 3.1, 100.0])
+@pytest.mark.parametrize("num_groups", [1, 2, 8])
+def test_float32_in_channels_last_is_as_precise_on_either_side_of_where_one_pass_will_do(num_groups, ratio):
+    x = ratio + torch.randn(4, 8, 16, 16, dtype=torch.float64)
+    given = normalize_groups(x.float().to(memory_format=torch.channels_last), num_groups, None, None, 1e-5)
+    wanted = normalize_groups(x.float().double(), num_groups, None, None, 1e-5)
+    assert (given - wanted).abs().max() < 2e-5
