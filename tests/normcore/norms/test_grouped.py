@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from normcore.norms.grouped import channels_innermost, normalize_groups
+from normcore.norms.grouped import normalize_groups
+from normcore.norms.innermost import channels_innermost
 
 EPS = 1e-3
 
