@@ -117,8 +117,8 @@ class Bare:
         """Go on for some steps."""
         data, model, optimizer = self.data, self.model, self.optimizer
         for step in range(self.step, self.step + count):
-            x, y = data.batch(step)
-            loss = functional.cross_entropy(model(x), y)
+            batch = data.batch(step)
+            loss = functional.cross_entropy(model(batch.inputs), batch.labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from normcore.refusal import Refusal
 from normcore.spec import JobSpec
 
 PARAMETER_DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
@@ -27,17 +28,23 @@ def build_model(spec: JobSpec, *, device: torch.device | str = "cpu", dtype: tor
 
     Raises:
         Refusal: A norm cannot be built for the channels of its layer, the weight method cannot work on a layer, or the
-            image is too small for the model.
+            image is too small for the model, or the model does not take what the data is.
 
     Example:
         >>> spec = JobSpec.model_validate({"model": {"kind": "mlp"}, "data": {"kind": "digits", "size": 8}})
         >>> build_model(spec).classifier
         Linear(in_features=128, out_features=10, bias=True)
     """
+    if spec.data.form not in spec.model.takes:
+        raise Refusal(
+            "model-takes-other-data",
+            f"a model must take what the data is, got model {spec.model.kind} for {_listed(spec.model.takes)} and data "
+            f"{spec.data.kind} of {spec.data.form}; take other data or another model",
+        )
     dtype = dtype or PARAMETER_DTYPES[spec.precision]
     model: nn.Module = spec.model.part()(
         spec.data.shape,
-        spec.data.num_classes,
+        spec.data.num_outputs,
         norm=partial(spec.norm.part(), **spec.norm.knobs(), device=device, dtype=dtype),
         noise=partial(spec.noise.part(), **spec.noise.knobs()),
         seed=spec.seed,
@@ -47,3 +54,7 @@ def build_model(spec: JobSpec, *, device: torch.device | str = "cpu", dtype: tor
     )
     spec.weight.part()(model, **spec.weight.knobs())
     return model
+
+
+def _listed(forms: frozenset[str]) -> str:
+    return " or ".join(sorted(forms))

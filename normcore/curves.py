@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from normcore.memory import peak_mib
+from normcore.objective import hits
 from normcore.records import Point
 
 MOST_STEPS = 256
-"""Steps after which a window is full: bounds the memory that waiting logits take."""
+"""Steps after which a window is full: bounds the memory that waiting outputs take."""
 
 LONGEST_S = 0.25
 """Seconds after which a window is full: how far behind the training its curves may be."""
@@ -33,35 +34,37 @@ class Window:
 
 
 class Curves:
-    """Keeps the losses and logits of a window of steps as tensors, and reads them in one go.
+    """Keeps the losses and outputs of a window of steps as tensors, and reads them in one go.
 
     Reading a value from a GPU waits until it has done everything before; once per step this keeps the device idle. So a
     step only puts tensors into lists (about a microsecond), and a flush, every 256 steps or 0.25 s, stacks them.
 
-    Points of a step k are `train/loss` and `train/accuracy`, of the batch of update k before that update, and
-    `train/lr`, which it used; at every `record_every`-th step. Points of a flush are `time/step_ms`, the mean time of a
-    step without probes, evaluation and whoever reads the records, and `memory/peak_mib`.
+    Points of a step k are `train/loss` and, of a classification, `train/accuracy`, of the batch of update k before that
+    update, and `train/lr`, which it used; at every `record_every`-th step. Points of a flush are `time/step_ms`, the
+    mean time of a step without probes, evaluation and whoever reads the records, and `memory/peak_mib`.
 
     Args:
         record_every: Steps between two points.
         device: Where the training computes.
+        classifies: Whether there is an accuracy.
     """
 
-    def __init__(self, record_every: int, device: torch.device) -> None:
-        self._record_every, self._device = record_every, device
+    def __init__(self, record_every: int, device: torch.device, *, classifies: bool = True) -> None:
+        self._record_every, self._device, self._classifies = record_every, device, classifies
         self._losses: list[Tensor] = []
-        self._logits: list[Tensor] = []
+        self._outputs: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._recorded: list[tuple[int, float]] = []
         self.resume_clock()
 
-    def remember(self, step: int, lr: float, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def remember(self, step: int, lr: float, loss: Tensor, outputs: Tensor, labels: Tensor) -> None:
         """Keep what step number `step` computed; the tensors must not change any more."""
         self._losses.append(loss.detach())
         if step % self._record_every == 0:
             self._recorded.append((step, lr))
-            self._logits.append(logits.detach())
-            self._labels.append(labels)
+            if self._classifies:
+                self._outputs.append(outputs.detach())
+                self._labels.append(labels)
 
     def resume_clock(self) -> None:
         """Time counts for the steps from here on, after something else has used it."""
@@ -92,18 +95,19 @@ class Curves:
         for (recorded, lr), accuracy in zip(self._recorded, self._accuracies(), strict=True):
             if bad is None or recorded < first + bad:
                 points.append(Point("train/loss", recorded, losses[recorded - first]))
-                points.append(Point("train/accuracy", recorded, accuracy))
+                if accuracy is not None:
+                    points.append(Point("train/accuracy", recorded, accuracy))
                 points.append(Point("train/lr", recorded, lr))
         if bad is None:
             points.append(Point("time/step_ms", step, step_ms))
             points.append(Point("memory/peak_mib", step, peak_mib(self._device)))
-        for kept in (self._losses, self._logits, self._labels, self._recorded):
+        for kept in (self._losses, self._outputs, self._labels, self._recorded):
             kept.clear()
         return Window(step if bad is None else first + bad - 1, tuple(points), None if bad is None else losses[bad])
 
-    def _accuracies(self) -> list[float]:
-        if not self._logits:
-            return []
+    def _accuracies(self) -> list[float] | list[None]:
+        if not self._outputs:
+            return [None] * len(self._recorded)
         labels = torch.stack(self._labels)
-        correct: list[int] = (torch.stack(self._logits).argmax(2) == labels).sum(1).tolist()
+        correct: list[int] = hits(torch.stack(self._outputs), labels).sum(1).tolist()
         return [count / labels.shape[1] for count in correct]

@@ -7,14 +7,15 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from normcore.build import build_model
+from normcore.data.batch import Batch
 from normcore.data.dataset import load
 from normcore.data.folders import DataFolders
 from normcore.menu.optimizers import OptimizerSpec
-from normcore.noise.noise import Noise, start_step
+from normcore.noise.noise import Drawing, start_step
 from normcore.norms.norm import Norm
+from normcore.objective import loss_of
 from normcore.optimizers.adaptive_clipping import AdaptiveClipping
 from normcore.spec import JobSpec
 from normcore.weights.spectral import spectral_norms
@@ -36,6 +37,7 @@ class Learner:
         model: In training mode.
         data: Resident on the device.
         optimizer: Fused.
+        classifies: Whether labels are classes, so that there is an accuracy.
     """
 
     def __init__(self, spec: JobSpec, device: torch.device, folders: DataFolders | None = None) -> None:
@@ -48,7 +50,8 @@ class Learner:
         self._spectral_norms = spectral_norms(self.model)
         norms = [module for module in self.model.modules() if isinstance(module, Norm) and module.remembers]
         self._memories = [buffer for norm in norms for buffer in norm.buffers()]
-        self._noisy = any(isinstance(module, Noise) and module.draws for module in self.model.modules())
+        self._draws = any(isinstance(module, Drawing) and module.draws for module in self.model.modules())
+        self._loss, self.classifies = loss_of(spec.data), spec.data.task == "classification"
         self._bfloat16 = spec.precision == "bfloat16"
         self._precision = torch.autocast(device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
         # Fused optimizers make no update while `found_inf` is 1.
@@ -63,18 +66,20 @@ class Learner:
         if wants_data(self.model):
             initialize_from_data(self.model, self.replay(1))
 
-    def infer(self, x: Tensor) -> Tensor:
-        """The model's logits for images, `(N, num_classes)` in float32 or better."""
+    def infer(self, batch: Batch) -> Tensor:
+        """The model's outputs for a batch, `(N, num_outputs)` in float32 or better; labels do not count."""
         with self._precision:
-            logits: Tensor = self.model(x)
-        return logits.float() if self._bfloat16 else logits
+            outputs: Tensor = (
+                self.model(batch.inputs) if batch.mask is None else self.model(batch.inputs, mask=batch.mask)
+            )
+        return outputs.float() if self._bfloat16 else outputs
 
     def forward(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, logits and labels of the batch of update number `step`, the first being 1, with its noise.
+        """Loss, outputs and labels of the batch of update number `step`, the first being 1, with its noise.
 
         The same step gives the same loss as long as the parameters are the same.
         """
-        return self._forward(step, *self.data.batch(step - 1))
+        return self._forward(step, self.data.batch(step - 1))
 
     def replay(self, step: int) -> Callable[[], Tensor]:
         """What computes the loss of `forward` as often as it is called, from a batch that is fetched once.
@@ -82,22 +87,22 @@ class Learner:
         Norms that remember earlier passes are put back to where they stand now before each computation; so ask before
         `forward` moves them, to see what it saw.
         """
-        x, labels = self.data.batch(step - 1)
+        batch = self.data.batch(step - 1)
         kept = [buffer.clone() for buffer in self._memories]
 
         def again() -> Tensor:
             with torch.no_grad():
                 for buffer, value in zip(self._memories, kept, strict=True):
                     buffer.copy_(value)
-            return self._forward(step, x, labels)[0]
+            return self._forward(step, batch)[0]
 
         return again
 
-    def _forward(self, step: int, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self._noisy:
+    def _forward(self, step: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        if self._draws:
             start_step(self.model, self._seed, step - 1)
-        logits = self.infer(x)
-        return functional.cross_entropy(logits, labels), logits, labels
+        outputs = self.infer(batch)
+        return self._loss(outputs, batch.labels), outputs, batch.labels
 
     def backward(self, loss: Tensor) -> None:
         """Leave the gradients of a loss in the parameters' `.grad`."""

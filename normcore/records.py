@@ -67,6 +67,17 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
+class Remark:
+    """Something that whoever reads the results should know of how they came about."""
+
+    step: int
+    code: str
+    """A stable word, once per training."""
+    detail: str
+    """A sentence."""
+
+
+@dataclass(frozen=True, slots=True)
 class Diverged:
     """The loss left the finite numbers: the training ends here, and that is a result."""
 
@@ -90,4 +101,4 @@ class Finished:
     step: int
 
 
-Record = Metrics | Reading | Checkpoint | Figure | Diverged | Stopped | Finished
+Record = Metrics | Reading | Checkpoint | Figure | Remark | Diverged | Stopped | Finished

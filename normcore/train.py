@@ -12,7 +12,7 @@ from normcore.curves import Curves
 from normcore.data.folders import DataFolders
 from normcore.determinism import isolated
 from normcore.divergence import first_nonfinite_layer
-from normcore.evaluation import evaluate
+from normcore.evaluation import BATCH, evaluate
 from normcore.learner import Learner
 from normcore.menu.norms import BatchNormSpec
 from normcore.noise.noise import Noise
@@ -107,16 +107,16 @@ def _train(
     probes: list[Probe] = [probe.part()(**probe.knobs()) for probe in spec.probes]
     done, readings = _begin(spec, learner, resume)
 
-    curves = Curves(spec.record_every, device)
+    curves = Curves(spec.record_every, device, classifies=learner.classifies)
     for step in range(done + 1, spec.num_steps + 1):
         due = [probe for probe in probes if step % probe.every == 0]
         replay = learner.replay(step) if due else None
-        loss, logits, labels = learner.forward(step)
+        loss, outputs, labels = learner.forward(step)
         learner.backward(loss)
         lr = schedule.lr(step)
         seen = [] if replay is None else _read(due, spec, learner, replay, step, lr, curves)
         learner.update(loss, lr)
-        curves.remember(step, lr, loss, logits, labels)
+        curves.remember(step, lr, loss, outputs, labels)
 
         last = step == spec.num_steps
         evaluating = last or step % spec.evaluate_every == 0
@@ -190,19 +190,17 @@ def _evaluations(learner: Learner, step: int, *, last: bool) -> Generator[Metric
     training pass; at the last one also with statistics that noise did not mislead, where there is noise.
     """
     model, infer, data = learner.model, learner.infer, learner.data
-    test = evaluate(model, infer, data)
+    test = evaluate(learner, data.test_batches(BATCH))
     diagnoses = (Point(f"norm/{name}", step, value) for name, value in worst_diagnoses(model).items())
-    yield Metrics(step, (Point("test/loss", step, test.loss), Point("test/accuracy", step, test.accuracy), *diagnoses))
-    test_loss = test.loss
+    yield Metrics(step, (*test.points(step, "test"), *diagnoses))
     modules = list(model.modules())
     noisy = any(isinstance(module, Noise) and module.draws for module in modules)
     if last and noisy and any(map(has_running_statistics, modules)):
-        batches = (data.batch(number)[0] for number in range(min(data.steps_per_epoch, RECOMPUTE_BATCHES)))
+        batches = (data.batch(number) for number in range(min(data.steps_per_epoch, RECOMPUTE_BATCHES)))
         with recomputed_statistics(model, batches, infer=infer):
-            test = evaluate(model, infer, data)
-        loss, accuracy = ("test/loss_recomputed", step, test.loss), ("test/accuracy_recomputed", step, test.accuracy)
-        yield Metrics(step, (Point(*loss), Point(*accuracy)))
-    return test_loss
+            recomputed = evaluate(learner, data.test_batches(BATCH))
+        yield Metrics(step, recomputed.points(step, "test", "_recomputed"))
+    return test.loss
 
 
 def _figures(probes: list[Probe], readings: list[Reading]) -> Iterator[Figure]:

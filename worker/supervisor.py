@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from normcore.records import Diverged, Finished, Metrics, Stopped
+from normcore.records import Diverged, Finished, Metrics, Remark, Stopped
 from worker import resume
 from worker.book import Book, BookUnavailable
 from worker.child import Child
@@ -145,6 +145,8 @@ class Supervisor:
                 self._clerk.keep(message)
             case Made():
                 self._spool.enqueue(message.path, Path(message.file), step=message.step)
+            case Remark():
+                self._spool.tag({f"attempt.{self._claim.attempt}.{message.code}": message.detail})
             case Diverged() | Stopped() | Finished() | Failed():
                 self._last = message
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from normcore.data.folders import DataFolders
-from normcore.records import Checkpoint, Diverged, Figure, Finished, Metrics, Reading, Stopped
+from normcore.records import Checkpoint, Diverged, Figure, Finished, Metrics, Reading, Remark, Stopped
 from normcore.refusal import Refusal
 from normcore.spec import JobSpec
 from normcore.train import train
@@ -42,6 +42,8 @@ def run(order: Order, device: str, say: Callable[[Message], None], stop: Callabl
             case Figure():
                 say(_made(step, folder, f"figures/{record.name}.png", record.png))
                 say(_made(step, folder, f"readings/{record.name}.npz", readings.npz(record.name)))
+            case Remark():
+                say(record)
             case Finished():
                 say(record)
                 return Exit.DONE

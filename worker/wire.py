@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from normcore.records import Diverged, Finished, Metrics, Point, Stopped
+from normcore.records import Diverged, Finished, Metrics, Point, Remark, Stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +71,10 @@ class Failed:
     detail: str
 
 
-Message = Ready | Metrics | Kept | Made | Diverged | Stopped | Finished | Failed
+Message = Ready | Metrics | Kept | Made | Remark | Diverged | Stopped | Finished | Failed
 
 _KINDS: dict[str, Any] = {
-    kind.__name__: kind for kind in (Ready, Metrics, Kept, Made, Diverged, Stopped, Finished, Failed)
+    kind.__name__: kind for kind in (Ready, Metrics, Kept, Made, Remark, Diverged, Stopped, Finished, Failed)
 }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from normcore.build import PARAMETER_DTYPES
 from normcore.data.arrays import Arrays
+from normcore.data.batch import Batch
 from normcore.data.folders import DataFolders
 from normcore.menu.datasets import DataSpec
 from normcore.refusal import Refusal
@@ -91,7 +92,7 @@ class Resident:
         >>> import numpy as np
         >>> images, labels = np.arange(48, dtype=np.uint8).reshape(6, 2, 2, 2), np.arange(6)
         >>> data = Resident(Arrays(images, labels, images, labels), batch_size=3, seed=0)
-        >>> x, y = data.batch(0)
+        >>> x = data.batch(0).inputs
         >>> x.shape, x.dtype, data.steps_per_epoch
         (torch.Size([3, 2, 2, 2]), torch.float32, 2)
     """
@@ -125,7 +126,7 @@ class Resident:
             self._windows = padded.unfold(2, height, 1).unfold(3, width, 1)
         self._epoch: int | None = None
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int) -> Batch:
         """The training batch of a step: images `(batch_size, C, H, W)` in `dtype`, labels `(batch_size,)` in int64.
 
         Args:
@@ -141,14 +142,14 @@ class Resident:
             images = self.train_images.index_select(0, index)
         if self.flip:
             images = torch.where(self._mirrored[position], images.flip(3), images)
-        return self.normalize(images), self._labels[position]
+        return Batch(self.normalize(images), self._labels[position])
 
-    def test_batches(self, size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
+    def test_batches(self, size: int = 1000) -> Iterator[Batch]:
         """The test set in order, in batches of at most `size`, normalized like the training set and not augmented."""
         for images, labels in zip(
             torch.split(self.test_images, size), torch.split(self.test_labels, size), strict=True
         ):
-            yield self.normalize(images), labels
+            yield Batch(self.normalize(images), labels)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Bytes `(N, C, H, W)` to numbers whose channels have mean 0 and standard deviation 1 over the training set."""

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from normcore.menu.spec import Spec
+from normcore.menu.spec import Form, Spec, Task
 
 
 class DigitsSpec(Spec):
@@ -21,7 +21,9 @@ class DigitsSpec(Spec):
     crop_padding: Annotated[int, Field(ge=0, le=8)] = 0
     """Random crops after padding by this many pixels; 0 is no augmentation."""
     target: ClassVar[str] = "normcore.data.digits:Digits"
-    num_classes: ClassVar[int] = 10
+    form: ClassVar[Form] = "images"
+    task: ClassVar[Task] = "classification"
+    num_outputs: ClassVar[int] = 10
     num_train: ClassVar[int] = 1437
     num_test: ClassVar[int] = 360
 
@@ -43,7 +45,9 @@ class Cifar10Spec(Spec):
     flip: bool = False
     """Mirror each training image left to right with probability one half."""
     target: ClassVar[str] = "normcore.data.cifar10:Cifar10"
-    num_classes: ClassVar[int] = 10
+    form: ClassVar[Form] = "images"
+    task: ClassVar[Task] = "classification"
+    num_outputs: ClassVar[int] = 10
     num_train: ClassVar[int] = 50_000
     num_test: ClassVar[int] = 10_000
     shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)

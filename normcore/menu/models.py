@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from normcore.menu.spec import Activation, Init, NormPlacement, Spec
+from normcore.menu.spec import Activation, Form, Init, NormPlacement, Spec
 
 
 class MlpSpec(Spec):
@@ -24,6 +24,7 @@ class MlpSpec(Spec):
     init: Init = "glorot"
     """How weights are drawn: glorot (Glorot & Bengio 2010) or he (He et al. 2015); biases start at zero."""
     target: ClassVar[str] = "normcore.models.mlp:Mlp"
+    takes: ClassVar[frozenset[Form]] = frozenset({"images", "sequences", "vectors"})
 
     @property
     def name(self) -> str:
@@ -48,6 +49,7 @@ class VggSpec(Spec):
     init: Init = "glorot"
     """How weights are drawn: glorot (Glorot & Bengio 2010) or he (He et al. 2015); biases start at zero."""
     target: ClassVar[str] = "normcore.models.vgg:Vgg"
+    takes: ClassVar[frozenset[Form]] = frozenset({"images"})
 
     @property
     def name(self) -> str:
@@ -75,6 +77,7 @@ class ResNetSpec(Spec):
     init: Init = "he"
     """How weights are drawn: glorot (Glorot & Bengio 2010) or he (He et al. 2015); biases start at zero."""
     target: ClassVar[str] = "normcore.models.resnet:ResNet"
+    takes: ClassVar[frozenset[Form]] = frozenset({"images"})
 
     @model_validator(mode="after")
     def _zero_gamma_needs_post(self) -> Self:

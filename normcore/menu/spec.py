@@ -20,6 +20,10 @@ Activation = Literal["relu", "sigmoid", "tanh"]
 Init = Literal["glorot", "he"]
 NormPlacement = Literal["before", "after"]
 Divisibility = Literal["error", "nearest"]
+Form = Literal["images", "sequences", "tokens", "vectors"]
+"""What a sample is: `(C, H, W)`, `(L, D)`, `(L,)` in int64 with padding, or `(D,)`."""
+Task = Literal["classification", "regression"]
+"""Whether a label is a class, for cross entropy, or a vector of targets, for the summed squared error."""
 Momentum = Annotated[float, Field(gt=0, le=1)]
 """Weight of the newest batch in running statistics."""
 

@@ -1,4 +1,4 @@
-"""What every noise owes: one shape in, the same shape out, and the same step draws the same noise."""
+"""What every layer that draws random numbers owes: the same step draws the same numbers."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import nn
 from normcore.seeds import stream_seed
 
 
-class Noise(nn.Module):
-    """A layer that disturbs its input in training, `(N, C, *)` to `(N, C, *)`, and is the identity in evaluation.
+class Drawing(nn.Module):
+    """A layer that draws random numbers in training and is the identity in evaluation.
 
-    A noise keeps no generator. It keeps the seed of its current step, and each forward pass draws from a fresh
+    It keeps no generator. It keeps the seed of its current step, and each forward pass draws from a fresh
     generator at that seed: passes of the same step see the same noise, whatever was computed between them, so a probe
     may replay a step; a copy of the model draws what the model draws; and neither the global generators nor those of
     other layers ever move.
     """
 
-    num_features: int
-    """C, the channels."""
+    stream: ClassVar[str]
+    """The name of its stream, so that layers of one kind leave those of another alone."""
 
     step_seed: int | None = None
     """Where this step's draws begin; set by `start_step`."""
@@ -29,12 +29,21 @@ class Noise(nn.Module):
     """Whether there is anything to draw."""
 
 
-def start_step(model: nn.Module, seed: int, step: int) -> None:
-    """Let every noise layer of a model draw the noise of a step.
+class Noise(Drawing):
+    """A layer that disturbs its input in training, `(N, C, *)` to `(N, C, *)`."""
 
-    Layer number i, in the order of `model.modules()`, draws from the stream `(seed, "noise", i, step)`. To be called
-    before the forward passes of a training step; evaluation needs no call. Costs well under a microsecond per module
-    and about two per noise layer.
+    stream: ClassVar[str] = "noise"
+
+    num_features: int
+    """C, the channels."""
+
+
+def start_step(model: nn.Module, seed: int, step: int) -> None:
+    """Let every layer of a model that draws, noise and dropout, draw the numbers of a step.
+
+    Layer number i among those of its stream, in the order of `model.modules()`, draws from `(seed, stream, i, step)`,
+    such as `(seed, "noise", 3, 17)`. To be called before the forward passes of a training step; evaluation needs no
+    call. Costs well under a microsecond per module and about two per layer that draws.
 
     Args:
         model: Any module; it need not hold noise.
@@ -49,16 +58,18 @@ def start_step(model: nn.Module, seed: int, step: int) -> None:
         >>> bool((noise(x) == noise(x)).all())
         True
     """
-    for index, layer in enumerate(_noises(model)):
+    counts: dict[str, int] = {}
+    for layer in _drawing(model):
+        index = counts[layer.stream] = counts.get(layer.stream, -1) + 1
         if layer.draws:
-            layer.step_seed = stream_seed(seed, "noise", index, step)
+            layer.step_seed = stream_seed(seed, layer.stream, index, step)
 
 
-def _noises(module: nn.Module) -> Iterator[Noise]:
+def _drawing(module: nn.Module) -> Iterator[Drawing]:
     # `modules()` also guards against modules that are used twice, at several times this cost; setting a seed twice is
     # harmless, and the index still counts the same places in every arm.
-    if isinstance(module, Noise):
+    if isinstance(module, Drawing):
         yield module
     for child in module._modules.values():  # noqa: SLF001
         if child is not None:
-            yield from _noises(child)
+            yield from _drawing(child)

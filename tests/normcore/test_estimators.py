@@ -54,7 +54,7 @@ def gathered(snapshot, spec, folders, estimator):
             for block in model.blocks:
                 block.norm.reset_statistics()
         with torch.no_grad():
-            learner.infer(learner.data.batch(step)[0])
+            learner.infer(learner.data.batch(step))
     return learner
 
 
@@ -63,7 +63,7 @@ def test_evaluations_and_checkpoints_have_the_statistics_of_a_pass_over_the_trai
     records = run(estimator, folders)
     learner = gathered(checkpoints_of(records)[12], spec_of(estimator), folders, estimator)
     told = {point.key: point.value for point in points_of(records)}
-    found = evaluate(learner.model, learner.infer, learner.data)
+    found = evaluate(learner, learner.data.test_batches())
     assert told["test/loss"] == pytest.approx(found.loss, rel=1e-4)
     assert told["test/accuracy"] == found.accuracy
     kept = checkpoints_of(records)[12].tensors

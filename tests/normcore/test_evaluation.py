@@ -17,7 +17,7 @@ def learner(folders):
 
 def test_loss_and_accuracy_are_those_of_the_whole_test_set(learner):
     learner.forward(1)
-    found = evaluate(learner.model, learner.infer, learner.data)
+    found = evaluate(learner, learner.data.test_batches())
     learner.model.eval()
     logits = learner.model(learner.data.normalize(learner.data.test_images))
     loss = functional.cross_entropy(logits.double(), learner.data.test_labels)
@@ -27,6 +27,6 @@ def test_loss_and_accuracy_are_those_of_the_whole_test_set(learner):
 
 def test_the_model_is_in_training_again_and_its_statistics_as_before(learner):
     before = {name: buffer.clone() for name, buffer in learner.model.named_buffers()}
-    evaluate(learner.model, learner.infer, learner.data)
+    evaluate(learner, learner.data.test_batches())
     assert all(module.training for module in learner.model.modules())
     assert all(torch.equal(before[name], buffer) for name, buffer in learner.model.named_buffers())

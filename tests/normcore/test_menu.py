@@ -93,7 +93,7 @@ def assert_steps_or_is_refused(spec: JobSpec, refused: bool, folders: DataFolder
     images, labels = torch.randn(N, *spec.data.shape), torch.arange(N)
     start_step(net, spec.seed, 0)
     logits = net(images)
-    assert logits.shape == (N, spec.data.num_classes)
+    assert logits.shape == (N, spec.data.num_outputs)
     functional.cross_entropy(logits, labels).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
     assert sum(p.numel() for p in net.parameters()) == seen.num_parameters

@@ -60,7 +60,8 @@ def slow_twin(spec, folders: DataFolders):
     schedule = spec.schedule.part()(spec.optimizer.lr, spec.num_steps, **spec.schedule.knobs())
     points = []
     for step in range(1, spec.num_steps + 1):
-        x, y = data.batch(step - 1)
+        batch = data.batch(step - 1)
+        x, y = batch.inputs, batch.labels
         start_step(model, spec.seed, step - 1)
         optimizer.zero_grad()
         logits = model(x)
@@ -77,7 +78,7 @@ def slow_twin(spec, folders: DataFolders):
         if step % spec.evaluate_every == 0 or step == spec.num_steps:
             model.eval()
             with torch.no_grad():
-                logits = torch.cat([model(x) for x, _ in data.test_batches(256)])
+                logits = torch.cat([model(batch.inputs) for batch in data.test_batches(256)])
             model.train()
             loss = functional.cross_entropy(logits.double(), data.test_labels).item()
             accuracy = (logits.argmax(1) == data.test_labels).double().mean().item()
@@ -236,7 +237,7 @@ def test_noise_changes_neither_the_first_weights_nor_the_batches(folders):
         loss, _, labels = without.forward(step)
         assert torch.equal(noisy_labels, labels)
         assert noisy_loss != loss
-        ours, theirs = with_noise.data.batch(step)[0], without.data.batch(step)[0]
+        ours, theirs = with_noise.data.batch(step).inputs, without.data.batch(step).inputs
         assert torch.equal(ours, theirs)
 
 
@@ -255,7 +256,8 @@ def diverging_twin(spec, folders):
     data, model = load(spec, folders=folders), build_model(spec)
     optimizer = torch.optim.SGD(model.parameters(), lr=spec.optimizer.lr)
     for step in range(1, spec.num_steps + 1):
-        x, y = data.batch(step - 1)
+        batch = data.batch(step - 1)
+        x, y = batch.inputs, batch.labels
         optimizer.zero_grad()
         loss = functional.cross_entropy(model(x), y)
         if not loss.isfinite():
@@ -345,11 +347,11 @@ def test_recomputed_evaluation_is_that_of_the_last_checkpoint_with_recomputed_st
         if name.startswith("model.")
     }
     learner.model.load_state_dict(tensors)
-    before = evaluate(learner.model, learner.infer, learner.data)
+    before = evaluate(learner, learner.data.test_batches())
     assert (before.loss, before.accuracy) == (told["test/loss"], told["test/accuracy"])
-    batches = [learner.data.batch(step)[0] for step in range(1437 // 48)]
+    batches = [learner.data.batch(step) for step in range(1437 // 48)]
     with recomputed_statistics(learner.model, batches, infer=learner.infer):
-        after = evaluate(learner.model, learner.infer, learner.data)
+        after = evaluate(learner, learner.data.test_batches())
     assert (after.loss, after.accuracy) == (told["test/loss_recomputed"], told["test/accuracy_recomputed"])
     assert after != before
 

@@ -33,7 +33,8 @@ def bytes_of(data: Resident, x: torch.Tensor) -> torch.Tensor:
 
 def test_a_batch_holds_normalized_images_and_their_labels():
     data = resident()
-    x, y = data.batch(3)
+    batch = data.batch(3)
+    x, y = batch.inputs, batch.labels
     assert (x.shape, x.dtype, y.dtype) == ((5, *SHAPE), torch.float64, torch.int64)
     assert torch.equal(bytes_of(data, x), data.train_images[y])
 
@@ -41,7 +42,7 @@ def test_a_batch_holds_normalized_images_and_their_labels():
 def test_an_epoch_is_every_image_at_most_once_in_whole_batches_and_another_epoch_another_order():
     data = resident()
     assert data.steps_per_epoch == 4
-    epochs = [torch.cat([data.batch(4 * epoch + k)[1] for k in range(4)]).tolist() for epoch in range(3)]
+    epochs = [torch.cat([data.batch(4 * epoch + k).labels for k in range(4)]).tolist() for epoch in range(3)]
     assert all(len(set(epoch)) == 20 for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
@@ -52,21 +53,23 @@ def test_a_batch_is_a_function_of_seed_and_step_alone():
     batches = [forward.batch(step) for step in range(12)]
     torch.rand(10)
     for step in reversed(range(12)):
-        for got, expected in zip(backward.batch(step), batches[step], strict=True):
-            assert torch.equal(got, expected)
-    assert not torch.equal(resident(seed=1, **knobs).batch(0)[1], batches[0][1])
+        again = backward.batch(step)
+        assert torch.equal(again.inputs, batches[step].inputs)
+        assert torch.equal(again.labels, batches[step].labels)
+    assert not torch.equal(resident(seed=1, **knobs).batch(0).labels, batches[0].labels)
 
 
 def test_augmentation_does_not_change_the_order():
     for step in range(9):
-        assert torch.equal(resident().batch(step)[1], resident(crop_padding=2, flip=True).batch(step)[1])
+        assert torch.equal(resident().batch(step).labels, resident(crop_padding=2, flip=True).batch(step).labels)
 
 
 def test_crops_are_windows_of_the_image_in_a_black_frame_at_every_place_equally_often():
     data, padding, places = resident(crop_padding=2), 2, []
     padded = torch.nn.functional.pad(data.train_images, (padding,) * 4)
     for step in range(400):
-        x, y = data.batch(step)
+        batch = data.batch(step)
+        x, y = batch.inputs, batch.labels
         for image, label in zip(bytes_of(data, x), y, strict=True):
             matches = [
                 (top, left)
@@ -85,7 +88,8 @@ def test_crops_are_windows_of_the_image_in_a_black_frame_at_every_place_equally_
 def test_flips_mirror_half_of_the_images_left_to_right():
     data, mirrored = resident(flip=True), 0
     for step in range(200):
-        x, y = data.batch(step)
+        batch = data.batch(step)
+        x, y = batch.inputs, batch.labels
         for image, label in zip(bytes_of(data, x), y, strict=True):
             original = data.train_images[label]
             flipped = torch.equal(image, original.flip(2))
@@ -111,9 +115,11 @@ def test_mean_and_std_equal_float64_arithmetic():
 def test_test_batches_are_the_test_set_in_order_normalized_like_the_training_set():
     data = resident(crop_padding=2, flip=True)
     batches = list(data.test_batches(3))
-    assert [len(y) for _, y in batches] == [3, 3, 1]
-    assert torch.equal(torch.cat([bytes_of(data, x) for x, _ in batches]), torch.from_numpy(ARRAYS.test_images))
-    assert torch.cat([y for _, y in batches]).tolist() == list(range(M))
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert torch.equal(
+        torch.cat([bytes_of(data, batch.inputs) for batch in batches]), torch.from_numpy(ARRAYS.test_images)
+    )
+    assert torch.cat([batch.labels for batch in batches]).tolist() == list(range(M))
 
 
 def test_images_stay_bytes_on_the_device():
@@ -141,7 +147,7 @@ def test_load_reads_what_the_job_says(tmp_path):
     data = load(spec, folders=DataFolders(cache_dir=tmp_path))
     assert (data.num_train, data.num_test, data.batch_size) == (1437, 360, 10)
     assert (data.seed, data.crop_padding, data.flip) == (4, 3, False)
-    x, _ = data.batch(0)
+    x = data.batch(0).inputs
     assert (x.shape, x.dtype) == ((10, 1, 16, 16), torch.float64)
 
 

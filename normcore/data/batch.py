@@ -1,0 +1,28 @@
+"""What a model is given at a step, and what it should answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples and their labels.
+
+    Example:
+        >>> import torch
+        >>> len(Batch(torch.zeros(4, 3, 8, 8), torch.arange(4)))
+        4
+    """
+
+    inputs: Tensor
+    """Images `(N, C, H, W)`, sequences `(N, L, D)`, tokens `(N, L)` in int64, or vectors `(N, D)`."""
+    labels: Tensor
+    """Classes `(N,)` in int64, or the targets `(N, D)` of a regression."""
+    mask: Tensor | None = None
+    """`(N, L)` in bool, True where a token is real; none where nothing is padded."""
+
+    def __len__(self) -> int:
+        return len(self.inputs)
