@@ -33,6 +33,7 @@ POINTERS = {
     "fan-in-of-one": "/weight/kind",
     "groups-do-not-divide": "/norm/num_groups",
     "image-too-small": "/data/size",
+    "model-takes-other-data": "/data/kind",
     "more-ranks-than-samples": "/norm/virtual_ranks",
     "norm-activates": "/model/activation",
     "norm-after-zero": "/norm/kind",
