@@ -8,6 +8,9 @@ loss, accuracy and lr of every step, are written to a file as JSON lines.
 The arms take turns within one process, some 0.25 s at a time: the recorded one until its next record, then the bare one
 for as many steps. The clock is the process's CPU time, so that other programs on the machine count less. A ratio above
 1 means that the recorded loop is the faster one. Target: at least 0.97 at steps of about 1 ms.
+
+Where Lightning is installed (`pip install lightning`), it trains the same net on the same batches, loss and accuracy of
+every step logged to a file, in turns with the bare loop; the set-up of its `fit` is not counted.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
 
@@ -89,6 +93,23 @@ def measure(spec: JobSpec, turns: int) -> None:
     print(f"  recorded loop, CPU ms per step:  {summary(recorded_ms)}")
     print(f"  recorded / bare, in speed:       {speed:.3f} of the medians; turn by turn {summary(ratios)}")
     print(f"  {done} steps, {losses} losses recorded; weights bit-identical")
+    if find_spec("lightning") is not None:
+        beside_lightning(spec, bare, steps=max(20, done // (turns + 1)), turns=turns)
+
+
+def beside_lightning(spec: JobSpec, bare: Bare, *, steps: int, turns: int) -> None:
+    """Let Lightning and the bare loop take turns."""
+    from lightning_arm import step_ms
+
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        model = Bare(spec, DataFolders(cache_dir=Path(folder) / "cache"))
+        for _ in range(turns):
+            theirs = step_ms(model.model, model.data, spec.optimizer.lr, steps, folder)
+            began = time.process_time()
+            bare.steps(steps)
+            ratios.append(1000 * (time.process_time() - began) / steps / theirs)
+    print(f"  Lightning / bare, in speed:      {summary(ratios)}")
 
 
 def write(record: Record, lines: TextIO) -> Metrics:
