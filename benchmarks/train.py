@@ -99,7 +99,7 @@ def measure(spec: JobSpec, turns: int) -> None:
 
 def beside_lightning(spec: JobSpec, bare: Bare, *, steps: int, turns: int) -> None:
     """Let Lightning and the bare loop take turns."""
-    from lightning_arm import step_ms
+    from peers.lightning_arm import step_ms
 
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
