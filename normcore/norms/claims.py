@@ -22,6 +22,8 @@ class Claims:
     """What statistics are taken over. `batch`: other samples of the batch move a sample's output in training, and
     evaluation uses running statistics; `sample`: each sample by itself, the same in training and evaluation; `running`:
     training too divides by what earlier batches left; `none`: each value by itself."""
+    per_pixel: bool = False
+    """Each pixel, or token, by itself: those beside it have no influence, so that padding needs no mask."""
     scale_invariant: bool = True
     """f(a x) = f(x) for a > 0, up to eps; in training."""
     shift_invariant: Literal["channel", "sample", "none"] = "none"

@@ -31,7 +31,7 @@ class DynamicTanh(Norm):
         tensor([[[-1.0000,  0.0000,  0.0100]]])
     """
 
-    claims = Claims(statistics="none", scale_invariant=False, eps="none", variance="none")
+    claims = Claims(statistics="none", per_pixel=True, scale_invariant=False, eps="none", variance="none")
 
     def __init__(
         self,

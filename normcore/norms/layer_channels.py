@@ -43,7 +43,7 @@ class LayerNormChannels(Norm):
         True
     """
 
-    claims = Claims(statistics="sample", shift_invariant="sample")
+    claims = Claims(statistics="sample", per_pixel=True, shift_invariant="sample")
 
     def __init__(
         self,

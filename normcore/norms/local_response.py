@@ -44,7 +44,7 @@ class LocalResponseNorm(Norm):
         True
     """
 
-    claims = Claims(statistics="sample", scale_invariant=False, eps="none", variance="none")
+    claims = Claims(statistics="sample", per_pixel=True, scale_invariant=False, eps="none", variance="none")
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ class NoNorm(Norm):
         True
     """
 
-    claims = Claims(statistics="none", scale_invariant=False, eps="none", variance="none")
+    claims = Claims(statistics="none", per_pixel=True, scale_invariant=False, eps="none", variance="none")
 
     def __init__(
         self,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +28,13 @@ class Norm(nn.Module):
     them back."""
     activates: bool = False
     """Whether the layer holds its own non-linearity and stands for norm and activation both."""
+    takes_mask: bool = False
+    """Whether `forward` takes a `mask`, `(N, *)`, and leaves padding out of its statistics; its signature says it."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Python calls it for each kind of norm."""
+        super().__init_subclass__(**keywords)
+        cls.takes_mask = "mask" in inspect.signature(cls.forward).parameters
 
 
 def check_channels(x: Tensor, num_features: int) -> None:

@@ -39,7 +39,7 @@ class RmsNorm(Norm):
         True
     """
 
-    claims = Claims(statistics="sample", variance="none")
+    claims = Claims(statistics="sample", per_pixel=True, variance="none")
 
     def __init__(
         self,

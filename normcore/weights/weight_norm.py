@@ -94,9 +94,11 @@ def _start(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
     before, bias = method.gain.clone(), layer.bias
     method.gain.fill_(1.0)
     t: Tensor = layer.forward(*inputs)
+    # A linear map gives its units last, whatever lies between; a convolution gives them before the pixels.
+    t = t.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1)
     if isinstance(bias, Tensor):
-        t = t - per_unit(bias, t[0])
-    t = t.to(at_least_float32(t.dtype)).transpose(0, 1).flatten(1)
+        t = t - bias.unsqueeze(1)
+    t = t.to(at_least_float32(t.dtype))
     mean, std = t.mean(1), t.std(1, correction=0)
     varies = std > torch.finfo(t.dtype).eps * mean.abs()
     method.gain.copy_(torch.where(varies, 1 / std, before))

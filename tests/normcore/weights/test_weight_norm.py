@@ -96,6 +96,16 @@ def test_a_unit_whose_output_is_constant_keeps_what_it_had():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def test_units_of_a_linear_map_along_a_sequence_are_its_last_dimension():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 5)), 2 + torch.randn(6, 4, 3)
+    apply(model, data_dependent_init=True)
+    initialize_from_data(model, lambda: model(x))
+    y = model(x).detach().flatten(0, 1)
+    torch.testing.assert_close(y.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y.var(0, correction=0), torch.ones(5))
+
+
 def test_a_training_that_goes_on_does_not_begin_again(monkeypatch):
     spec = job(model={"kind": "mlp", "hidden": [4]}, steps=2, checkpoint_every=1)
     begun = []
