@@ -7,7 +7,7 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 
-from normcore.data import cifar10
+from normcore.data import hugging_face
 from normcore.data.cifar10 import Cifar10
 from normcore.data.folders import DataFolders, DatasetNotFound
 from normcore.refusal import Refusal
@@ -23,11 +23,11 @@ def home_of(folders: DataFolders) -> Path:
 
 
 @pytest.mark.usefixtures("small")
-def test_images_and_labels_are_those_of_the_parquet_files(folders, write_cifar10):
+def test_inputs_and_labels_are_those_of_the_parquet_files(folders, write_cifar10):
     written = write_cifar10(home_of(folders))
     arrays = Cifar10().arrays(folders)
-    np.testing.assert_array_equal(arrays.train_images, written["train"])
-    np.testing.assert_array_equal(arrays.test_images, written["test"])
+    np.testing.assert_array_equal(arrays.train_inputs, written["train"])
+    np.testing.assert_array_equal(arrays.test_inputs, written["test"])
     np.testing.assert_array_equal(arrays.train_labels, np.arange(40) % 10)
     assert arrays.train_labels.dtype == np.int64
 
@@ -41,8 +41,8 @@ def test_decoding_is_done_once_leaves_only_the_arrays_and_nothing_at_home(
     write_cifar10(home_of(folders))
     first = Cifar10().arrays(folders)
     assert len(list(folders.cache_dir.iterdir())) == 1
-    monkeypatch.setattr(cifar10, "_decode", lambda _: pytest.fail("decoded again"))
-    np.testing.assert_array_equal(Cifar10().arrays(folders).train_images, first.train_images)
+    monkeypatch.setattr(hugging_face.HuggingFaceImages, "_decode", lambda *_: pytest.fail("decoded again"))
+    np.testing.assert_array_equal(Cifar10().arrays(folders).train_inputs, first.train_inputs)
 
 
 @pytest.mark.usefixtures("small")
@@ -83,7 +83,7 @@ def test_finding_reads_no_image(folders):
 
 
 def test_a_missing_package_is_named_with_the_remedy(folders, monkeypatch):
-    monkeypatch.setattr(cifar10, "find_spec", lambda package: None if package == "PIL" else package)
+    monkeypatch.setattr(hugging_face, "find_spec", lambda package: None if package == "PIL" else package)
     with pytest.raises(DatasetNotFound, match=r"package PIL, which is not installed; .*pip install 'normcore\[data\]'"):
         Cifar10().find(folders)
 
@@ -93,7 +93,7 @@ def test_from_the_hub_where_the_folder_is_empty(folders, write_cifar10, hub):
     written = write_cifar10(hub)
     online = DataFolders(folders.data_dir, folders.cache_dir, hub=True)
     Cifar10().find(online)
-    np.testing.assert_array_equal(Cifar10().arrays(online).test_images, written["test"])
+    np.testing.assert_array_equal(Cifar10().arrays(online).test_inputs, written["test"])
     assert [path.name for path in folders.cache_dir.iterdir()] == ["cifar10-hub"]
     assert not folders.data_dir.exists()
 
@@ -132,10 +132,10 @@ def test_the_real_dataset(tmp_path):
     if data_dir is None or not home_of(DataFolders(Path(data_dir))).is_dir():
         pytest.skip("no CIFAR-10 in NORMCORE_DATA_DIR")
     arrays = Cifar10().arrays(DataFolders(Path(data_dir), tmp_path, hub=False))
-    assert arrays.train_images.shape == (50_000, 3, 32, 32)
-    assert arrays.test_images.shape == (10_000, 3, 32, 32)
+    assert arrays.train_inputs.shape == (50_000, 3, 32, 32)
+    assert arrays.test_inputs.shape == (10_000, 3, 32, 32)
     assert set(np.bincount(arrays.train_labels)) == {5000}
     assert set(np.bincount(arrays.test_labels)) == {1000}
     # The published means and deviations of the channels, to what lossy copies of the images move them.
-    np.testing.assert_allclose(arrays.train_images.mean((0, 2, 3)) / 255, [0.4914, 0.4822, 0.4465], atol=5e-4)
-    np.testing.assert_allclose(arrays.train_images.std((0, 2, 3)) / 255, [0.2470, 0.2435, 0.2616], atol=5e-3)
+    np.testing.assert_allclose(arrays.train_inputs.mean((0, 2, 3)) / 255, [0.4914, 0.4822, 0.4465], atol=5e-4)
+    np.testing.assert_allclose(arrays.train_inputs.std((0, 2, 3)) / 255, [0.2470, 0.2435, 0.2616], atol=5e-3)
