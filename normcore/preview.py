@@ -36,6 +36,7 @@ POINTERS = {
     "model-takes-other-data": "/data/kind",
     "more-ranks-than-samples": "/norm/virtual_ranks",
     "norm-activates": "/model/activation",
+    "no-branches": "/weight/kind",
     "norm-after-zero": "/norm/kind",
     "one-pixel-map": "/norm/kind",
     "one-value-group": "/norm/num_groups",

@@ -95,4 +95,28 @@ class ResNetSpec(Spec):
         return f"{pre}resnet{self.depth}" + (f"w{self.width:g}" if self.width != 1 else "")
 
 
-ModelSpec = MlpSpec | VggSpec | ResNetSpec
+class PlainSpec(Spec):
+    """ResNets without their shortcuts (He et al. 2016), which get harder to train with depth, norms or not."""
+
+    kind: Literal["plain"] = "plain"
+    depth: Literal[8, 20, 32, 44, 56, 110, 18, 34, 50] = 20
+    """Layers with weights, those of the resnet of the same depth, and with its initial values."""
+    width: Annotated[float, Field(gt=0, le=64)] = 1.0
+    """Multiplier on the channels of every convolution."""
+    activation: Activation = "relu"
+    norm_placement: NormPlacement = "before"
+    """Whether the norm stands before or after the activation."""
+    stem: Literal["small", "large"] = "small"
+    """small: a 3x3 convolution, for images of 32 pixels; large: 7x7 with stride 2 and a pooling, for 224."""
+    init: Init = "he"
+    """How weights are drawn: glorot (Glorot & Bengio 2010) or he (He et al. 2015); biases start at zero."""
+    target: ClassVar[str] = "normcore.models.plain:Plain"
+    takes: ClassVar[frozenset[Form]] = frozenset({"images"})
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: `plain20`."""
+        return f"plain{self.depth}" + (f"w{self.width:g}" if self.width != 1 else "")
+
+
+ModelSpec = MlpSpec | VggSpec | ResNetSpec | PlainSpec

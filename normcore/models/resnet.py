@@ -92,21 +92,16 @@ class ResNet(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        stages = [(max(1, round(width * full_width)), blocks) for full_width, blocks in STAGES[depth]]
         builder = _Builder(
             site=Site(norm, noise, activation),
             conv=partial(Conv2d, device=device, dtype=dtype),
             pre=activation_placement == "pre",
-            projects=shortcut == "projection" or (shortcut is None and len(stages) == 4),
+            projects=shortcut == "projection" or (shortcut is None and len(STAGES[depth]) == 4),
         )
-        channels = stages[0][0]
-        self.stem = builder.stem(shape[0], channels, stem)
-        self.blocks = nn.Sequential()
-        for stage, (inner, blocks) in enumerate(stages):
-            for number in range(blocks):
-                path, stride = f"blocks.{len(self.blocks)}", 2 if stage > 0 and number == 0 else 1
-                self.blocks.append(builder.block(path, channels, inner, stride, bottleneck=depth in BOTTLENECKS))
-                channels = inner * EXPANSION if depth in BOTTLENECKS else inner
+        plans = block_plans(depth, width)
+        self.stem = stem_of(builder.conv, shape[0], plans[0].before, stem, builder.site)
+        self.blocks = nn.Sequential(*(builder.block(f"blocks.{number}", plan) for number, plan in enumerate(plans)))
+        channels = plans[-1].after
         if builder.pre:
             self.blocks.append(activated(channels, builder.site))
         elif zero_last_gamma:
@@ -122,6 +117,64 @@ class ResNet(nn.Module):
 
 
 @dataclass(frozen=True)
+class BlockPlan:
+    """The shapes of one block."""
+
+    before: int
+    """Channels that it is given."""
+    inner: int
+    """Channels between its convolutions."""
+    after: int
+    """Channels that it gives."""
+    stride: int
+
+    def convs(self, conv: Callable[..., Conv2d]) -> list[Conv2d]:
+        """Its convolutions in their order: two of 3x3; or, where it gives more channels than are inside, a bottleneck.
+
+        Args:
+            conv: Makes one.
+        """
+        if self.after == self.inner:
+            first = conv(self.before, self.inner, 3, stride=self.stride, padding=1)
+            return [first, conv(self.inner, self.inner, 3, padding=1)]
+        middle = conv(self.inner, self.inner, 3, stride=self.stride, padding=1)
+        return [conv(self.before, self.inner, 1), middle, conv(self.inner, self.after, 1)]
+
+
+def block_plans(depth: int, width: float) -> list[BlockPlan]:
+    """The blocks of a net.
+
+    Args:
+        depth: One of `STAGES`.
+        width: Multiplier on the channels.
+
+    Example:
+        >>> for plan in block_plans(8, 1):
+        ...     print(plan)
+        BlockPlan(before=16, inner=16, after=16, stride=1)
+        BlockPlan(before=16, inner=32, after=32, stride=2)
+        BlockPlan(before=32, inner=64, after=64, stride=2)
+    """
+    plans: list[BlockPlan] = []
+    for stage, (full_width, blocks) in enumerate(STAGES[depth]):
+        inner = max(1, round(width * full_width))
+        after = inner * EXPANSION if depth in BOTTLENECKS else inner
+        for number in range(blocks):
+            before = plans[-1].after if plans else inner
+            plans.append(BlockPlan(before, inner, after, 2 if stage > 0 and number == 0 else 1))
+    return plans
+
+
+def stem_of(conv: Callable[..., Conv2d], before: int, after: int, size: str, site: Site) -> nn.Sequential:
+    """The first convolution with its site: small, 3x3, or large, 7x7 with stride 2 and then a pooling."""
+    if size == "small":
+        return block(("conv", conv(before, after, 3, padding=1)), after, site)
+    made = block(("conv", conv(before, after, 7, stride=2, padding=3)), after, site)
+    made.add_module("pool", nn.MaxPool2d(3, stride=2, padding=1))
+    return made
+
+
+@dataclass(frozen=True)
 class _Builder:
     """The parts of a net, as its knobs want them."""
 
@@ -132,46 +185,26 @@ class _Builder:
     projects: bool
     """A 1x1 convolution where a block changes the shape."""
 
-    def stem(self, before: int, after: int, size: str) -> nn.Sequential:
-        """The first convolution with its site."""
-        if size == "small":
-            return block(("conv", self.conv(before, after, 3, padding=1)), after, self.site)
-        made = block(("conv", self.conv(before, after, 7, stride=2, padding=3)), after, self.site)
-        made.add_module("pool", nn.MaxPool2d(3, stride=2, padding=1))
-        return made
-
-    def block(self, path: str, before: int, inner: int, stride: int, *, bottleneck: bool) -> ResidualBlock:
-        """A block from `before` channels to `inner`, or to four times as many."""
-        if bottleneck:
-            after = inner * EXPANSION
-            convs = [
-                self.conv(before, inner, 1),
-                self.conv(inner, inner, 3, stride=stride, padding=1),
-                self.conv(inner, after, 1),
-            ]
-        else:
-            after = inner
-            convs = [
-                self.conv(before, inner, 3, stride=stride, padding=1),
-                self.conv(inner, inner, 3, padding=1),
-            ]
-        *first, last = convs
-        inside = [block(("conv", conv), inner, self.site) for conv in first]
+    def block(self, path: str, plan: BlockPlan) -> ResidualBlock:
+        """A block as planned."""
+        *first, last = plan.convs(self.conv)
+        inside = [block(("conv", conv), plan.inner, self.site) for conv in first]
         return ResidualBlock(
             # The first block is given what the stem's norm and activation made.
-            activated(before, self.site) if self.pre and path != "blocks.0" else nn.Identity(),
-            nn.Sequential(*inside, self._mapped(f"{path}.branch.{len(inside)}", last, after)),
-            self._shortcut(path, before, after, stride),
+            activated(plan.before, self.site) if self.pre and path != "blocks.0" else nn.Identity(),
+            nn.Sequential(*inside, self._mapped(f"{path}.branch.{len(inside)}", last, plan.after)),
+            self._shortcut(path, plan),
             nn.Identity() if self.pre else ACTIVATIONS[self.site.activation](),
-            shares_entry=self.pre and self.projects and (before, 1) != (after, stride),
+            shares_entry=self.pre and self.projects and (plan.before, 1) != (plan.after, plan.stride),
         )
 
-    def _shortcut(self, path: str, before: int, after: int, stride: int) -> nn.Module:
-        if (before, 1) == (after, stride):
+    def _shortcut(self, path: str, plan: BlockPlan) -> nn.Module:
+        if (plan.before, 1) == (plan.after, plan.stride):
             return nn.Identity()
         if self.projects:
-            return self._mapped(f"{path}.shortcut", self.conv(before, after, 1, stride=stride), after)
-        return PaddedShortcut(after - before, stride=stride)
+            conv = self.conv(plan.before, plan.after, 1, stride=plan.stride)
+            return self._mapped(f"{path}.shortcut", conv, plan.after)
+        return PaddedShortcut(plan.after - plan.before, stride=plan.stride)
 
     def _mapped(self, path: str, conv: Conv2d, num_features: int) -> nn.Sequential:
         """A convolution right before the addition: with its norm and noise, if those follow convolutions."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normcore.models.block import ACTIVATIONS
+from normcore.models.plain import Plain
 from normcore.models.residual import ResidualBlock
 from normcore.norms.none import NoNorm
 from normcore.norms.norm import Norm, at_least_float32
@@ -68,16 +69,24 @@ def apply(model: nn.Module) -> None:
     3. A number is added before each map and before each activation, and each branch is multiplied by one. These numbers
        take the place of the maps' own biases, are learned at a tenth of the lr and not decayed.
 
-    A model without branches has nothing for the depth to scale and nothing to multiply: what is left there is the
-    model's own start with a classifier at zero, and one number where each map had a bias per channel. No weight is
-    reparametrized anywhere.
+    A model without branches (mlp, vgg) has nothing for the depth to scale and nothing to multiply: what is left there
+    is the model's own start with a classifier at zero, and one number where each map had a bias per channel. No weight
+    is reparametrized anywhere.
 
     Args:
         model: One of ours, its values drawn.
 
     Raises:
-        Refusal: A norm follows the last map of a branch: it would divide zeros by their own scale.
+        Refusal: A norm follows the last map of a branch: it would divide zeros by their own scale; or the model is a
+            plain net, which is there to be compared with what has branches.
     """
+    if isinstance(model, Plain):
+        raise Refusal(
+            "no-branches",
+            "fixup starts residual branches at zero, so that there must be some, got a plain net, which has none; take "
+            "the resnet of the same depth, or another weight method",
+            layer="blocks.0",
+        )
     for path, block in model.named_modules():
         if isinstance(block, ResidualBlock):
             _check_no_norm_after_zero(path, block)

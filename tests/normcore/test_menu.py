@@ -19,6 +19,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": [6, 4]},
     "vgg": {"width": 0.0625},
     "resnet": {"depth": 8, "width": 0.25},
+    "plain": {"depth": 8, "width": 0.25},
     "group": {"num_groups": 2},
     "evonorm_s0": {"num_groups": 2},
     "ghost": {"virtual_batch_size": 2},
@@ -40,8 +41,14 @@ REFUSED = {
 }
 """Models on whose maps a norm can do nothing, or in which no activation follows every norm."""
 
-REFUSED_WEIGHTS = {("fixup", "resnet", "batch"), ("fixup", "resnet", "group")}
-"""Norms that would follow branches which a weight method starts at zero."""
+REFUSED_WEIGHTS = {
+    ("fixup", "resnet", "batch"),
+    ("fixup", "resnet", "group"),
+    ("fixup", "plain", "none"),
+    ("fixup", "plain", "batch"),
+    ("fixup", "plain", "group"),
+}
+"""Norms that would follow branches which a weight method starts at zero, and models that have lost their branches."""
 
 N = 4
 

@@ -35,6 +35,24 @@ def test_a_job_that_can_be_built_has_sizes_and_no_reasons():
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
+    "model-takes-other-data": (
+        {"data": {"kind": "gaussian"}},
+        "/data/kind",
+        None,
+        (
+            "a model must take what the data is, got model vgg for images and data gaussian of vectors; "
+            "take other data or another model"
+        ),
+    ),
+    "no-branches": (
+        {"model": {"kind": "plain", "depth": 8}, "weight": {"kind": "fixup"}},
+        "/weight/kind",
+        "blocks.0",
+        (
+            "fixup starts residual branches at zero, so that there must be some, got a plain net, which has none; take "
+            "the resnet of the same depth, or another weight method"
+        ),
+    ),
     "groups-do-not-divide": (
         {"norm": {"kind": "group"}},
         "/norm/num_groups",
