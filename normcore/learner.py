@@ -111,6 +111,13 @@ class Learner:
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
 
+    def state(self) -> dict[str, Tensor]:
+        """What a training changes besides model, optimizer and torch's generators, by name: the tensors themselves.
+
+        Whatever comes to stand here is in every snapshot, and is written back into where it is resumed.
+        """
+        return {"diverged": self._diverged}
+
     def finite(self) -> bool:
         """Whether all parameters are finite; waits for the device."""
         return bool(torch.stack([parameter.detach().isfinite().all() for parameter in self._parameters]).all())

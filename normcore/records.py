@@ -41,7 +41,8 @@ class Reading:
 class Snapshot:
     """Everything that a training needs to go on: the bits of the run after `step` updates.
 
-    `tensors` maps flat names (`model.*`, `optimizer.*`, `rng.*`, `readings.*`) to CPU tensors, `facts` is plain JSON.
+    `tensors` maps flat names (`model.*`, `optimizer.*`, `learner.*`, `rng.*`, `readings.*`, `next.loss`) to CPU
+    tensors, `facts` is plain JSON.
     """
 
     step: int
@@ -51,11 +52,14 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A snapshot to be kept. `last` says that no update will follow."""
+    """A snapshot to be kept. `last` says that no update will follow, `best` that no evaluation of the validation set so
+    far was better than the one at this step.
+    """
 
     step: int
     snapshot: Snapshot
     last: bool = False
+    best: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from normcore.best import Best
+from normcore.foresight import NEXT_LOSS, next_loss
+from normcore.learner import Learner
 from normcore.records import Reading, Snapshot
 from normcore.spec import JobSpec
 
 
-def take(
-    spec: JobSpec, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, readings: Sequence[Reading]
-) -> Snapshot:
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What a training knows of its own past."""
+
+    readings: list[Reading] = field(default_factory=list)
+    """What the probes have seen, by step."""
+    best: Best | None = None
+    """The best evaluation so far, where there is a validation set."""
+
+
+def take(spec: JobSpec, step: int, learner: Learner, past: Past) -> Snapshot:
     """The state of a training after `step` updates, copied to the CPU.
 
     Streams of data order, augmentation and noise are functions of seed and step and have no state to keep; schedules
@@ -22,45 +34,55 @@ def take(
 
     - `model.<name>`: parameters and buffers;
     - `optimizer.<parameter>.<state>`: momentum and the like;
+    - `learner.<name>`: what the learner changes besides, see `Learner.state`;
     - `rng.cpu`, `rng.cuda`: torch's global generators;
     - `readings.<probe>.step`, `.scalars.<name>`, `.arrays.<name>`: what the probes have seen, a row per reading; NaN
-      stands for a scalar that a reading does not have.
+      stands for a scalar that a reading does not have;
+    - `next.loss`, where the training is deterministic: what the next step's loss will be, see `normcore.foresight`.
+
+    The facts are the spec, torch's version and, where there is one, the best evaluation so far.
     """
+    model, optimizer = learner.model, learner.optimizer
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for parameter, state in optimizer.state.items():
         tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items() if value is not None}
+    tensors |= {f"learner.{name}": value for name, value in learner.state().items()}
     tensors["rng.cpu"] = torch.get_rng_state()
     device = next(model.parameters()).device
     if device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
-    tensors |= _readings_to_tensors(readings)
+    tensors |= _readings_to_tensors(past.readings)
+    if spec.deterministic:
+        tensors[NEXT_LOSS] = next_loss(learner, step + 1)
     # In plain memory order, so that equal values are equal bytes whatever the memory format they were computed in.
     copies = {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    return Snapshot(step, copies, {"spec": spec.model_dump(mode="json"), "torch": torch.__version__})
+    facts = {"spec": spec.model_dump(mode="json"), "torch": torch.__version__}
+    return Snapshot(step, copies, facts if past.best is None else facts | {"best": past.best.facts()})
 
 
-def restore(snapshot: Snapshot, spec: JobSpec, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Reading]:
-    """Put a snapshot into a model and an optimizer built from `spec`, and set torch's global generators.
+def restore(snapshot: Snapshot, spec: JobSpec, learner: Learner) -> Past:
+    """Put a snapshot into a learner built from `spec`, and set torch's global generators.
 
     Values are copied into tensors of the parameters' memory format: fused kernels walk parameter, gradient and
     momentum in the order of memory, and would mix up two formats.
-
-    Returns:
-        The readings so far.
 
     Raises:
         ValueError: The snapshot is of another training.
     """
     tensors = snapshot.tensors
     _check_same_training(snapshot, spec)
-    _check_fits(_under("model.", tensors), model)
+    model, optimizer = learner.model, learner.optimizer
+    _check_fits(_under("model.", tensors), model.state_dict(), "model")
+    _check_fits(_under("learner.", tensors), learner.state(), "learner")
     with torch.no_grad():
         for name, value in model.state_dict().items():
             value.copy_(tensors[f"model.{name}"])
+        for name, value in learner.state().items():
+            value.copy_(tensors[f"learner.{name}"])
     parameters = dict(model.named_parameters())
     for path, value in _under("optimizer.", tensors).items():
         name, _, key = path.rpartition(".")
@@ -71,7 +93,7 @@ def restore(snapshot: Snapshot, spec: JobSpec, model: nn.Module, optimizer: torc
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"], next(model.parameters()).device)
-    return _readings_from_tensors(_under("readings.", tensors))
+    return Past(_readings_from_tensors(_under("readings.", tensors)), Best.of(snapshot.facts.get("best")))
 
 
 MAY_CHANGE = {"steps", "epochs", "device", "checkpoint_every", "evaluate_every", "record_every", "labels"}
@@ -92,14 +114,14 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _check_fits(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+def _check_fits(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+    shapes = {name: tuple(value.shape) for name, value in wanted.items()}
     given = {name: tuple(value.shape) for name, value in tensors.items()}
     if differing := sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name)):
         name = differing[0]
         raise ValueError(
-            f"a snapshot must be of the model it resumes, got {name} with shape {given.get(name, 'missing')} in the "
-            f"snapshot and {shapes.get(name, 'missing')} in the model; resume with the spec it was taken with"
+            f"a snapshot must be of the {what} it resumes, got {name} with shape {given.get(name, 'missing')} in the "
+            f"snapshot and {shapes.get(name, 'missing')} in the {what}; resume with the spec it was taken with"
         )
 
 

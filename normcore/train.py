@@ -7,21 +7,36 @@ from importlib.util import find_spec
 from math import isfinite, nan
 
 import torch
+from torch import Tensor
 
+from normcore.best import best_of
 from normcore.curves import Curves
 from normcore.data.folders import DataFolders
 from normcore.determinism import isolated
 from normcore.divergence import first_nonfinite_layer
-from normcore.evaluation import BATCH, evaluate
+from normcore.evaluation import BATCH, Evaluation, evaluate
+from normcore.foresight import verify
 from normcore.learner import Learner
 from normcore.menu.norms import BatchNormSpec
 from normcore.noise.noise import Noise
 from normcore.norms.diagnosis import worst_diagnoses
 from normcore.probes.probe import Probe, Replay
-from normcore.records import Checkpoint, Diverged, Figure, Finished, Metrics, Point, Reading, Record, Snapshot, Stopped
+from normcore.records import (
+    Checkpoint,
+    Diverged,
+    Figure,
+    Finished,
+    Metrics,
+    Point,
+    Reading,
+    Record,
+    Remark,
+    Snapshot,
+    Stopped,
+)
 from normcore.schedules.schedule import Schedule
 from normcore.seeds import stream_seed
-from normcore.snapshot import restore, take
+from normcore.snapshot import Past, restore, take
 from normcore.spec import JobSpec
 from normcore.statistics.layers import has_running_statistics
 from normcore.statistics.recompute import recompute_statistics, recomputed_statistics
@@ -46,7 +61,8 @@ def train(
 
     A step counts the updates done: the points of update k carry step k, the first being 1. Records come in the order of
     their steps, every quarter of a second or 256 steps and at every event: `Metrics` (curves), `Reading` (a probe),
-    `Checkpoint` (always after the metrics up to its step), and at the end `Figure` for each probe and one of
+    `Checkpoint` (always after the metrics up to its step; also after an evaluation that was the best so far of the
+    validation set, where there is one), and at the end `Figure` for each probe and one of
 
     - `Finished`: all steps are done, and the last checkpoint was written;
     - `Stopped`: `stop()` was true after a step; a checkpoint came before;
@@ -55,9 +71,10 @@ def train(
       parameters, or after the last one a test loss, that are not finite.
 
     With `deterministic`, a training resumed from any checkpoint has the same bits as one that was never interrupted, on
-    the same machine with the same number of threads. Probes change no bit. While the caller holds a record, torch's
-    global state (random generators, deterministic mode, grad mode) is the caller's; the generator may be closed at any
-    time.
+    the same machine with the same number of threads; the `Remark` `resume_verified` after its first step says that this
+    step's loss is the one that the checkpoint foretold, or `resume_differs` that it is not. Probes change no bit. While
+    the caller holds a record, torch's global state (random generators, deterministic mode, grad mode) is the caller's;
+    the generator may be closed at any time.
 
     Args:
         spec: The job; its `device` is a wish to whoever chooses `device`.
@@ -102,10 +119,11 @@ def _train(
 ) -> Generator[Record]:
     torch.manual_seed(stream_seed(spec.seed, "torch"))
     learner = Learner(spec, device, folders)
-    model, optimizer = learner.model, learner.optimizer
+    model = learner.model
     schedule: Schedule = spec.schedule.part()(spec.optimizer.lr, spec.num_steps, **spec.schedule.knobs())
     probes: list[Probe] = [probe.part()(**probe.knobs()) for probe in spec.probes]
-    done, readings = _begin(spec, learner, resume)
+    done, past = _begin(spec, learner, resume)
+    readings, best = past.readings, past.best
 
     curves = Curves(spec.record_every, device, classifies=learner.classifies)
     for step in range(done + 1, spec.num_steps + 1):
@@ -128,6 +146,7 @@ def _train(
         window = curves.flush(step)
         if window.points:
             yield Metrics(window.step, window.points)
+        yield from _verification(resume, step, loss)
         if window.bad_loss is not None:
             bad = window.step + 1
             yield from _figures(probes, readings)
@@ -139,13 +158,16 @@ def _train(
             yield Metrics(step, tuple(Point(f"{reading.probe}/{key}", step, v) for key, v in reading.scalars.items()))
         if evaluating or saving or stopping:
             _gather_statistics(spec, learner)
-        test_loss = (yield from _evaluations(learner, step, last=last)) if evaluating else nan
+        test_loss, validation = (yield from _evaluations(learner, step, last=last)) if evaluating else (nan, None)
+        best = best if validation is None else best_of(best, step, validation)
+        is_best = best is not None and best.step == step
+        saving = saving or is_best
         if (last and not isfinite(test_loss)) or ((saving or stopping) and not learner.finite()):
             yield from _figures(probes, readings)
             yield Diverged(step, test_loss, first_nonfinite_layer(model, learner.replay(step)))
             return
         if saving or stopping:
-            yield Checkpoint(step, take(spec, step, model, optimizer, readings), last)
+            yield Checkpoint(step, take(spec, step, learner, Past(readings, best)), last, is_best)
         if stopping:
             yield Stopped(step)
             return
@@ -155,12 +177,18 @@ def _train(
     yield Finished(spec.num_steps)
 
 
-def _begin(spec: JobSpec, learner: Learner, resume: Snapshot | None) -> tuple[int, list[Reading]]:
-    """Start or go on: the updates done so far, and what was read."""
+def _begin(spec: JobSpec, learner: Learner, resume: Snapshot | None) -> tuple[int, Past]:
+    """Start or go on: the updates done so far, and what is known of them."""
     if resume is None:
         learner.begin()
-        return 0, []
-    return resume.step, restore(resume, spec, learner.model, learner.optimizer)
+        return 0, Past()
+    return resume.step, restore(resume, spec, learner)
+
+
+def _verification(resume: Snapshot | None, step: int, loss: Tensor) -> Iterator[Remark]:
+    """At the first step after a resume: whether it was the step that the snapshot foretold."""
+    if resume is not None and step == resume.step + 1 and (remark := verify(resume, loss)) is not None:
+        yield remark
 
 
 def _read(
@@ -185,9 +213,13 @@ def _gather_statistics(spec: JobSpec, learner: Learner) -> None:
         recompute_statistics(model, steps, estimator=estimator, infer=lambda step: learner.replay(step)(), noise=True)
 
 
-def _evaluations(learner: Learner, step: int, *, last: bool) -> Generator[Metrics, None, float]:
-    """The evaluation at a step, whose loss it returns, with what norms say of their own arithmetic in the step's
-    training pass; at the last one also with statistics that noise did not mislead, where there is noise.
+def _evaluations(
+    learner: Learner, step: int, *, last: bool
+) -> Generator[Metrics, None, tuple[float, Evaluation | None]]:
+    """The evaluation at a step, with what norms say of their own arithmetic in the step's training pass; at the last
+    one also with statistics that noise did not mislead, where there is noise.
+
+    Returns the loss on the test set, and the evaluation of the validation set where there is one.
     """
     model, infer, data = learner.model, learner.infer, learner.data
     test = evaluate(learner, data.test_batches(BATCH))
@@ -200,7 +232,7 @@ def _evaluations(learner: Learner, step: int, *, last: bool) -> Generator[Metric
         with recomputed_statistics(model, batches, infer=infer):
             recomputed = evaluate(learner, data.test_batches(BATCH))
         yield Metrics(step, recomputed.points(step, "test", "_recomputed"))
-    return test.loss
+    return test.loss, None
 
 
 def _figures(probes: list[Probe], readings: list[Reading]) -> Iterator[Figure]:

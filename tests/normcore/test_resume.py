@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from normcore.records import Checkpoint, Figure, Finished, Metrics, Reading, Snapshot
+from normcore.records import Checkpoint, Figure, Finished, Metrics, Reading, Remark, Snapshot
 from normcore.spec import JobSpec
 from normcore.train import train
 
@@ -55,8 +55,8 @@ def comparable(records):
         elif isinstance(record, Checkpoint):
             snapshot = record.snapshot
             bits = {name: (tensor.dtype, tensor.numpy().tobytes()) for name, tensor in snapshot.tensors.items()}
-            yield record.step, record.last, snapshot.facts, bits
-        else:
+            yield record.step, record.last, record.best, snapshot.facts, bits
+        elif not isinstance(record, Remark):
             yield record
 
 
@@ -74,6 +74,8 @@ def without_figures(records):
 def assert_goes_on_like(whole, spec, folders, resume):
     again = without_figures(train(spec, folders=folders, resume=resume))
     start = resume.step if resume else 0
+    remarks = [record for record in again if isinstance(record, Remark)]
+    assert [(remark.step, remark.code) for remark in remarks] == ([(start + 1, "resume_verified")] if resume else [])
     assert list(comparable(again)) == [item for item in comparable(whole) if step_of(item) > start]
     assert again[-1].last
 
