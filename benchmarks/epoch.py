@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from normcore.data.arrays import Arrays
 from normcore.data.cifar10 import Cifar10
-from normcore.data.dataset import mean_and_std
+from normcore.data.images import mean_and_std
 from normcore.data.folders import DataFolders
 from normcore.models.vgg import STAGES
 from normcore.records import Metrics
@@ -137,7 +137,7 @@ class Augmented(Dataset[tuple[Tensor, int]]):
     """One image at a time: a random crop after padding, a mirror, channels normalized."""
 
     def __init__(self, arrays: Arrays) -> None:
-        self._images, self._labels = torch.from_numpy(arrays.train_images), arrays.train_labels.tolist()
+        self._images, self._labels = torch.from_numpy(arrays.train_inputs), arrays.train_labels.tolist()
         self._mean, self._std = (s.float().view(3, 1, 1) for s in mean_and_std(self._images))
 
     def __len__(self) -> int:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from normcore.build import build_model
 from normcore.cost import flops_per_step, memory_mib
-from normcore.data.dataset import check_batch_size, find
+from normcore.data.dataset import find
 from normcore.data.folders import DataFolders
+from normcore.data.order import check_batch_size
 from normcore.menu.datasets import DigitsSpec
 from normcore.menu.noises import NoNoiseSpec
 from normcore.menu.norms import NoNormSpec

@@ -7,23 +7,29 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+FILES = ("train_images", "train_labels", "test_images", "test_labels")
+"""The names of the arrays on disk, in the order of the fields of `Arrays`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arrays:
-    """Images and labels of a training and a test set."""
+    """Inputs and labels of a training and a test set.
 
-    train_images: NDArray[np.uint8]
-    """`(N, C, H, W)`, 0 to 255."""
-    train_labels: NDArray[np.int64]
-    """`(N,)`"""
-    test_images: NDArray[np.uint8]
-    """`(M, C, H, W)`, 0 to 255."""
-    test_labels: NDArray[np.int64]
-    """`(M,)`"""
+    Inputs are images `(N, C, H, W)` in uint8, tokens `(N, L)` in int64 with 0 for padding, or vectors `(N, D)` in
+    float64.
+    """
+
+    train_inputs: NDArray[Any]
+    train_labels: NDArray[Any]
+    """Classes `(N,)` in int64, or targets `(N, K)` in float64."""
+    test_inputs: NDArray[Any]
+    test_labels: NDArray[Any]
+    """Like those of the training set."""
 
 
 def cached(folder: Path, make: Callable[[], Arrays]) -> Arrays:
@@ -37,13 +43,13 @@ def cached(folder: Path, make: Callable[[], Arrays]) -> Arrays:
         make: Called where the folder does not exist.
     """
     if folder.is_dir():
-        return Arrays(*(np.load(folder / f"{field.name}.npy") for field in fields(Arrays)))
+        return Arrays(*(np.load(folder / f"{name}.npy") for name in FILES))
     arrays = make()
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
     try:
-        for field in fields(Arrays):
-            np.save(draft / f"{field.name}.npy", getattr(arrays, field.name))
+        for name, field in zip(FILES, fields(Arrays), strict=True):
+            np.save(draft / f"{name}.npy", getattr(arrays, field.name))
         try:
             draft.rename(folder)
         except OSError:

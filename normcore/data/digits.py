@@ -25,12 +25,12 @@ class Digits:
     Args:
         size: Height and width in pixels, a multiple of 8.
         crop_padding: Pixels around an image for random crops.
+        arrange: With "tokens" the ink of the native image as tokens, see `ink_tokens`; else images, which are
+            arranged a batch at a time.
     """
 
-    flip = False
-
-    def __init__(self, *, size: int = 32, crop_padding: int = 0) -> None:
-        self.size, self.crop_padding = size, crop_padding
+    def __init__(self, *, size: int = 32, crop_padding: int = 0, arrange: str = "images") -> None:
+        self.size, self.crop_padding, self.arrange = size, crop_padding, arrange
 
     def find(self, folders: DataFolders) -> None:
         """Raise `DatasetNotFound` where the digits cannot be had; reads and imports nothing."""
@@ -40,15 +40,32 @@ class Digits:
             )
 
     def arrays(self, folders: DataFolders) -> Arrays:
-        """The images at the wanted size, and their labels; raises `DatasetNotFound` like `find`."""
+        """The images at the wanted size, or the tokens, and their labels; raises `DatasetNotFound` like `find`."""
         self.find(folders)
         native = cached(_kept(folders), _decode)
-        return Arrays(
-            _upsample(native.train_images, self.size),
-            native.train_labels,
-            _upsample(native.test_images, self.size),
-            native.test_labels,
+        train, test = (
+            ink_tokens(images) if self.arrange == "tokens" else _upsample(images, self.size)
+            for images in (native.train_inputs, native.test_inputs)
         )
+        return Arrays(train, native.train_labels, test, native.test_labels)
+
+
+def ink_tokens(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The ink of images `(N, 1, H, W)` in reading order, as sequences `(N, H * W)` padded with 0 at the end.
+
+    A pixel that is not blank is the token `1 + 4 * place + shade`: its place in reading order, and the quarter of the
+    scale from black to white that it lies in, 0 to 3. Blank pixels are left out, so sequences differ in length.
+
+    Example:
+        >>> ink_tokens(np.array([[[[0, 255], [10, 0]]]], dtype=np.uint8)).tolist()
+        [[8, 9, 0, 0]]
+    """
+    flat = images.reshape(len(images), -1)
+    tokens = 1 + 4 * np.arange(flat.shape[1]) + flat // 64
+    blank = flat == 0
+    # A stable sort by blankness moves the ink to the front and keeps its order.
+    order = np.argsort(blank, axis=1, kind="stable")
+    return np.take_along_axis(np.where(blank, 0, tokens), order, axis=1).astype(np.int64)
 
 
 def _kept(folders: DataFolders) -> Path:

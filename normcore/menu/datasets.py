@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from normcore.menu.hub_datasets import Cifar100Spec, FashionMnistSpec, MnistSpec
+from normcore.menu.made_datasets import GaussianSpec
 from normcore.menu.spec import Form, Spec, Task
 
 
@@ -20,17 +22,38 @@ class DigitsSpec(Spec):
     """Height and width in pixels: 8 is native; 16 and 32 are upsampled bilinearly, 32 is what a VGG needs."""
     crop_padding: Annotated[int, Field(ge=0, le=8)] = 0
     """Random crops after padding by this many pixels; 0 is no augmentation."""
+    arrange: Literal["images", "rows", "pixels", "tokens"] = "images"
+    """images; sequences of rows or pixels, from the top; or padded tokens, one for each inked pixel of the 8x8."""
     target: ClassVar[str] = "normcore.data.digits:Digits"
-    form: ClassVar[Form] = "images"
     task: ClassVar[Task] = "classification"
     num_outputs: ClassVar[int] = 10
     num_train: ClassVar[int] = 1437
     num_test: ClassVar[int] = 360
+    vocabulary: ClassVar[int] = 257
+    """Of tokens: four shades at each of 64 places, and padding."""
+
+    @model_validator(mode="after")
+    def _tokens_have_no_pixels(self) -> Self:
+        if self.arrange == "tokens" and (self.crop_padding or ("size" in self.model_fields_set and self.size != 8)):
+            raise ValueError(
+                f"tokens are those of the native 8x8 images as they are, got size {self.size} and crop_padding "
+                f"{self.crop_padding}; leave both out, or take another arrange"
+            )
+        return self
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width of one image."""
-        return (1, self.size, self.size)
+    def form(self) -> Form:
+        """What a sample is."""
+        forms: dict[str, Form] = {"images": "images", "tokens": "tokens"}
+        return forms.get(self.arrange, "sequences")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample: channels, height, width; length and numbers at each place; or length."""
+        size = self.size
+        return {"images": (1, size, size), "rows": (size, size), "pixels": (size * size, 1), "tokens": (64,)}[
+            self.arrange
+        ]
 
 
 class Cifar10Spec(Spec):
@@ -53,4 +76,4 @@ class Cifar10Spec(Spec):
     shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
 
 
-DataSpec = DigitsSpec | Cifar10Spec
+DataSpec = DigitsSpec | Cifar10Spec | GaussianSpec | Cifar100Spec | MnistSpec | FashionMnistSpec

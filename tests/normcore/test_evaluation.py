@@ -19,7 +19,7 @@ def test_loss_and_accuracy_are_those_of_the_whole_test_set(learner):
     learner.forward(1)
     found = evaluate(learner, learner.data.test_batches())
     learner.model.eval()
-    logits = learner.model(learner.data.normalize(learner.data.test_images))
+    logits = learner.model(learner.data.normalization(learner.data.test_inputs))
     loss = functional.cross_entropy(logits.double(), learner.data.test_labels)
     assert found.loss == pytest.approx(loss.item(), rel=1e-6)
     assert found.accuracy == (logits.argmax(1) == learner.data.test_labels).sum().item() / 360

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional
 
 from normcore.build import build_model
 from normcore.data.folders import DataFolders
 from normcore.menu.spec import Spec
 from normcore.noise.noise import Noise, start_step
 from normcore.norms.norm import Norm
+from normcore.objective import loss_of
 from normcore.preview import preview
 from normcore.spec import MENU, JobSpec, kind_of
 
@@ -68,7 +68,7 @@ COMBINATIONS = list(itertools.product(kinds("norm"), kinds("model"), kinds("nois
 @pytest.fixture
 def folders(tmp_path) -> DataFolders:
     """A data folder in which every dataset seems to lie; a preview reads none."""
-    for name in ("uoft-cs/cifar10",):
+    for name in ("uoft-cs/cifar10", "uoft-cs/cifar100", "ylecun/mnist", "zalando-datasets/fashion_mnist"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "train.parquet").touch()
     return DataFolders(tmp_path, tmp_path / "cache", hub=False)
@@ -79,6 +79,9 @@ def test_every_combination_makes_a_finite_step_or_is_refused_with_a_reason(norm,
     spec = JobSpec.model_validate(
         {"norm": small(norm), "model": small(model), "noise": small(noise), "data": small(data), "batch_size": N}
     )
+    if spec.data.form not in spec.model.takes:
+        assert [reason.code for reason in preview(spec, folders).reasons][:1] == ["model-takes-other-data"]
+        return
     assert_steps_or_is_refused(spec, (model, norm) in REFUSED, folders)
 
 
@@ -97,11 +100,12 @@ def assert_steps_or_is_refused(spec: JobSpec, refused: bool, folders: DataFolder
         assert all(reason.layer and reason.detail for reason in seen.reasons)
         return
     net = build_model(spec)
-    images, labels = torch.randn(N, *spec.data.shape), torch.arange(N)
+    images = torch.randn(N, *spec.data.shape)
+    labels = torch.arange(N) if spec.data.task == "classification" else torch.randn(N, spec.data.num_outputs)
     start_step(net, spec.seed, 0)
     logits = net(images)
     assert logits.shape == (N, spec.data.num_outputs)
-    functional.cross_entropy(logits, labels).backward()
+    loss_of(spec.data)(logits, labels).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
     assert sum(p.numel() for p in net.parameters()) == seen.num_parameters
     net.eval()

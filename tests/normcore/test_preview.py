@@ -194,7 +194,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
         "/batch_size",
         None,
         (
-            "a batch must fit into the training set, got batch_size 1438 and 1437 training images; "
+            "a batch must fit into the training set, got batch_size 1438 and 1437 training samples; "
             "set batch_size to at most 1437"
         ),
     ),

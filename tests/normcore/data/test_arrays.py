@@ -33,7 +33,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
     with pytest.raises(RuntimeError, match="cannot be saved"):
         cached(tmp_path / "a", lambda: broken)
     assert not list(tmp_path.iterdir())
-    assert cached(tmp_path / "a", arrays).train_images.shape == (3, 1, 2, 2)
+    assert cached(tmp_path / "a", arrays).train_inputs.shape == (3, 1, 2, 2)
 
 
 class _Unsavable:
@@ -49,12 +49,12 @@ def test_two_that_race_both_get_their_arrays(tmp_path):
             both_found_no_folder.wait()
             return arrays(value)
 
-        return int(cached(folder, make).train_images[0, 0, 0, 0])
+        return int(cached(folder, make).train_inputs[0, 0, 0, 0])
 
     with ThreadPoolExecutor(2) as racers:
         assert set(racers.map(race, (1, 2))) == {1, 2}
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert cached(folder, never).train_images[0, 0, 0, 0] in {1, 2}
+    assert cached(folder, never).train_inputs[0, 0, 0, 0] in {1, 2}
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_its_cause(tmp_path):

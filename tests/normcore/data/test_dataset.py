@@ -3,8 +3,10 @@ import pytest
 import torch
 
 from normcore.data.arrays import Arrays
-from normcore.data.dataset import Resident, find, load, mean_and_std
+from normcore.data.dataset import Resident, find, load
+from normcore.data.digits import Digits
 from normcore.data.folders import DataFolders, DatasetNotFound
+from normcore.data.images import mean_and_std
 from normcore.menu.datasets import Cifar10Spec, DigitsSpec
 from normcore.refusal import Refusal
 from normcore.spec import JobSpec
@@ -26,7 +28,7 @@ def resident(**knobs) -> Resident:
 
 def bytes_of(data: Resident, x: torch.Tensor) -> torch.Tensor:
     """The images of a batch before they were normalized."""
-    raw = (x * data.std.view(3, 1, 1) + data.mean.view(3, 1, 1)) * 255
+    raw = (x * data.normalization.std.view(3, 1, 1) + data.normalization.mean.view(3, 1, 1)) * 255
     torch.testing.assert_close(raw, raw.round(), rtol=0, atol=1e-9)
     return raw.round().to(torch.uint8)
 
@@ -36,7 +38,7 @@ def test_a_batch_holds_normalized_images_and_their_labels():
     batch = data.batch(3)
     x, y = batch.inputs, batch.labels
     assert (x.shape, x.dtype, y.dtype) == ((5, *SHAPE), torch.float64, torch.int64)
-    assert torch.equal(bytes_of(data, x), data.train_images[y])
+    assert torch.equal(bytes_of(data, x), data.train_inputs[y])
 
 
 def test_an_epoch_is_every_image_at_most_once_in_whole_batches_and_another_epoch_another_order():
@@ -66,7 +68,7 @@ def test_augmentation_does_not_change_the_order():
 
 def test_crops_are_windows_of_the_image_in_a_black_frame_at_every_place_equally_often():
     data, padding, places = resident(crop_padding=2), 2, []
-    padded = torch.nn.functional.pad(data.train_images, (padding,) * 4)
+    padded = torch.nn.functional.pad(data.train_inputs, (padding,) * 4)
     for step in range(400):
         batch = data.batch(step)
         x, y = batch.inputs, batch.labels
@@ -91,7 +93,7 @@ def test_flips_mirror_half_of_the_images_left_to_right():
         batch = data.batch(step)
         x, y = batch.inputs, batch.labels
         for image, label in zip(bytes_of(data, x), y, strict=True):
-            original = data.train_images[label]
+            original = data.train_inputs[label]
             flipped = torch.equal(image, original.flip(2))
             assert flipped or torch.equal(image, original)
             mirrored += flipped
@@ -100,13 +102,13 @@ def test_flips_mirror_half_of_the_images_left_to_right():
 
 def test_training_images_have_mean_zero_and_deviation_one_in_each_channel():
     data = resident()
-    x = data.normalize(data.train_images)
+    x = data.normalization(data.train_inputs)
     torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-13)
     torch.testing.assert_close(x.std((0, 2, 3), correction=0), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-13)
 
 
 def test_mean_and_std_equal_float64_arithmetic():
-    images = torch.from_numpy(ARRAYS.train_images)
+    images = torch.from_numpy(ARRAYS.train_inputs)
     mean, std = mean_and_std(images)
     torch.testing.assert_close(mean, images.double().mean((0, 2, 3)) / 255)
     torch.testing.assert_close(std, images.double().std((0, 2, 3), correction=0) / 255)
@@ -117,18 +119,18 @@ def test_test_batches_are_the_test_set_in_order_normalized_like_the_training_set
     batches = list(data.test_batches(3))
     assert [len(batch) for batch in batches] == [3, 3, 1]
     assert torch.equal(
-        torch.cat([bytes_of(data, batch.inputs) for batch in batches]), torch.from_numpy(ARRAYS.test_images)
+        torch.cat([bytes_of(data, batch.inputs) for batch in batches]), torch.from_numpy(ARRAYS.test_inputs)
     )
     assert torch.cat([batch.labels for batch in batches]).tolist() == list(range(M))
 
 
-def test_images_stay_bytes_on_the_device():
-    assert resident().train_images.dtype == torch.uint8
+def test_inputs_stay_bytes_on_the_device():
+    assert resident().train_inputs.dtype == torch.uint8
 
 
 def test_a_batch_may_be_the_whole_training_set_and_not_more():
     assert resident(batch_size=N).steps_per_epoch == 1
-    sentence = f"got batch_size {N + 1} and {N} training images; set batch_size to at most {N}"
+    sentence = f"got batch_size {N + 1} and {N} training samples; set batch_size to at most {N}"
     with pytest.raises(Refusal, match=sentence) as refused:
         resident(batch_size=N + 1)
     assert refused.value.code == "batch-larger-than-data"
@@ -146,8 +148,10 @@ def test_load_reads_what_the_job_says(tmp_path):
     )
     data = load(spec, folders=DataFolders(cache_dir=tmp_path))
     assert (data.num_train, data.num_test, data.batch_size) == (1437, 360, 10)
-    assert (data.seed, data.crop_padding, data.flip) == (4, 3, False)
     x = data.batch(0).inputs
+    arrays = Digits(size=16).arrays(DataFolders(cache_dir=tmp_path))
+    expected = Resident(arrays, batch_size=10, seed=4, crop_padding=3, dtype=torch.float64).batch(0)
+    assert torch.equal(x, expected.inputs)
     assert (x.shape, x.dtype) == ((10, 1, 16, 16), torch.float64)
 
 
