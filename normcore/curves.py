@@ -13,6 +13,7 @@ from torch import Tensor
 
 from normcore.memory import peak_mib
 from normcore.objective import hits
+from normcore.ranks import ALONE, Ranks
 from normcore.records import Point
 
 MOST_STEPS = 256
@@ -47,9 +48,13 @@ class Curves:
         record_every: Steps between two points.
         device: Where the training computes.
         classifies: Whether there is an accuracy.
+        ranks: Whose outputs an accuracy counts; all flush at the same steps.
     """
 
-    def __init__(self, record_every: int, device: torch.device, *, classifies: bool = True) -> None:
+    def __init__(
+        self, record_every: int, device: torch.device, *, classifies: bool = True, ranks: Ranks = ALONE
+    ) -> None:
+        self._ranks = ranks
         self._record_every, self._device, self._classifies = record_every, device, classifies
         self._losses: list[Tensor] = []
         self._outputs: list[Tensor] = []
@@ -109,5 +114,5 @@ class Curves:
         if not self._outputs:
             return [None] * len(self._recorded)
         labels = torch.stack(self._labels)
-        correct: list[int] = hits(torch.stack(self._outputs), labels).sum(1).tolist()
-        return [count / labels.shape[1] for count in correct]
+        correct: list[int] = self._ranks.total(hits(torch.stack(self._outputs), labels).sum(1)).tolist()
+        return [count / (labels.shape[1] * self._ranks.count) for count in correct]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import nan
 
 import torch
 from torch.nn import functional
@@ -38,12 +39,18 @@ class Evaluation:
 
 
 def evaluate(learner: Learner, batches: Iterable[Batch]) -> Evaluation:
-    """Evaluate in evaluation mode, and leave the model in training mode.
+    """Evaluate in evaluation mode, and leave the model in training mode. Of several ranks the first does it for all.
 
     Args:
         learner: Its model, and how it infers.
         batches: The whole set, in batches.
     """
+    mine = _evaluate(learner, batches) if learner.ranks.rank == 0 else Evaluation(nan, nan)
+    loss, accuracy = learner.ranks.agree(mine.loss, nan if mine.accuracy is None else mine.accuracy)
+    return Evaluation(loss, accuracy if learner.classifies else None)
+
+
+def _evaluate(learner: Learner, batches: Iterable[Batch]) -> Evaluation:
     learner.model.eval()
     losses, correct, count = [], [], 0
     with torch.no_grad():

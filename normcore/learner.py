@@ -17,6 +17,7 @@ from normcore.noise.noise import Drawing, start_step
 from normcore.norms.norm import Norm
 from normcore.objective import loss_of
 from normcore.optimizers.adaptive_clipping import AdaptiveClipping
+from normcore.ranks import ALONE, Ranks
 from normcore.spec import JobSpec
 from normcore.weights.spectral import spectral_norms
 from normcore.weights.weight_norm import initialize_from_data, wants_data
@@ -29,6 +30,7 @@ class Learner:
         spec: The job.
         device: Where it computes.
         folders: Where datasets lie; below the working directory when not given.
+        ranks: Who else computes the same steps.
 
     Raises:
         Refusal: The model cannot be built, the batch is larger than the data, or the dataset is not to be had.
@@ -40,12 +42,15 @@ class Learner:
         classifies: Whether labels are classes, so that there is an accuracy.
     """
 
-    def __init__(self, spec: JobSpec, device: torch.device, folders: DataFolders | None = None) -> None:
+    def __init__(
+        self, spec: JobSpec, device: torch.device, folders: DataFolders | None = None, ranks: Ranks = ALONE
+    ) -> None:
+        self.ranks = ranks
         self.data = load(spec, device=device, folders=folders)
         # Convolutions, with norms of every kind, are as fast or faster with the channels in the last place of memory.
         self.model = build_model(spec, device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer: torch.optim.Optimizer = spec.optimizer.part()(spec.optimizer, self.model)
-        self._seed, self._parameters = spec.seed, list(self.model.parameters())
+        self._seed, self._parameters = ranks.seed(spec.seed), list(self.model.parameters())
         self._clipping = _clipping(spec.optimizer, self.model)
         self._spectral_norms = spectral_norms(self.model)
         norms = [module for module in self.model.modules() if isinstance(module, Norm) and module.remembers]
@@ -64,7 +69,9 @@ class Learner:
         Only at the start of a training, not where one is resumed.
         """
         if wants_data(self.model):
-            initialize_from_data(self.model, self.replay(1))
+            # The whole batch on every rank: it is to choose what it would choose on a single device.
+            initialize_from_data(self.model, lambda: self._forward(1, self.data.batch(0)))
+        self.ranks.follow(self.model.state_dict().values())
 
     def infer(self, batch: Batch) -> Tensor:
         """The model's outputs for a batch, `(N, num_outputs)` in float32 or better; labels do not count."""
@@ -79,7 +86,11 @@ class Learner:
 
         The same step gives the same loss as long as the parameters are the same.
         """
-        return self._forward(step, self.data.batch(step - 1))
+        return self._forward(step, self.batch(step))
+
+    def batch(self, step: int) -> Batch:
+        """The batch of update number `step`, or this rank's part of it."""
+        return self.ranks.rows(self.data.batch(step - 1))
 
     def replay(self, step: int) -> Callable[[], Tensor]:
         """What computes the loss of `forward` as often as it is called, from a batch that is fetched once.
@@ -87,7 +98,7 @@ class Learner:
         Norms that remember earlier passes are put back to where they stand now before each computation; so ask before
         `forward` moves them, to see what it saw.
         """
-        batch = self.data.batch(step - 1)
+        batch = self.batch(step)
         kept = [buffer.clone() for buffer in self._memories]
 
         def again() -> Tensor:
@@ -102,7 +113,8 @@ class Learner:
         if self._draws:
             start_step(self.model, self._seed, step - 1)
         outputs = self.infer(batch)
-        return self._loss(outputs, batch.labels), outputs, batch.labels
+        loss = self.ranks.joined(self._loss(outputs, batch.labels), self.model, mean=self.classifies)
+        return loss, outputs, batch.labels
 
     def backward(self, loss: Tensor) -> None:
         """Leave the gradients of a loss in the parameters' `.grad`."""
@@ -137,6 +149,8 @@ class Learner:
         self.optimizer.step()
         for spectral_norm, weight in self._spectral_norms:
             spectral_norm.advance(weight, unless=self._diverged)
+        if self._memories:
+            self.ranks.follow(self._memories)
 
 
 def _clipping(spec: OptimizerSpec, model: nn.Module) -> AdaptiveClipping | None:

@@ -7,7 +7,7 @@ start in about a second.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -27,6 +27,9 @@ WITHOUT_NUL = r"^[^\x00]*$"
 LabelKey = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00:]*$")]
 """Without a colon, which stands between key and value where a label is searched for."""
 Label = Annotated[str, Field(max_length=200, pattern=WITHOUT_NUL)]
+
+OVER_DEVICES = frozenset({"landscape"})
+"""Probes that look at nothing but loss and gradients, which are those of the batch of all devices."""
 
 
 class JobSpec(Spec):
@@ -48,6 +51,12 @@ class JobSpec(Spec):
     optimizer: Annotated[OptimizerSpec, Field(discriminator="kind")] = SgdSpec()
     schedule: Annotated[ScheduleSpec, Field(discriminator="kind")] = ConstantScheduleSpec()
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 128
+    """Samples of an update, on all devices together."""
+    batch_size_per_device: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Samples of an update on each device, which norms of the batch see; instead of batch_size, which is then devices
+    times as much, and else batch_size over devices."""
+    devices: Annotated[int, Field(ge=1, le=64)] = 1
+    """Devices, each with a process, that share the job; on a CPU only processes."""
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
     """Optimizer updates; 1,000 where neither steps nor epochs is given."""
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -72,8 +81,18 @@ class JobSpec(Spec):
     labels: Annotated[dict[LabelKey, Label], Field(max_length=32)] = {}
     """Words of your own to find the job by; they become tags of the MLflow run."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _batch_size_of_all_devices(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "batch_size" not in given:
+            per_device, devices = given.get("batch_size_per_device"), given.get("devices", 1)
+            if isinstance(per_device, int) and isinstance(devices, int):
+                return given | {"batch_size": per_device * devices}
+        return given
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        self._check_devices()
         if self.steps is not None and self.epochs is not None:
             raise ValueError(f"give steps or epochs, not both, got steps {self.steps} and epochs {self.epochs}")
         if self.num_steps > MAX_STEPS:
@@ -91,6 +110,28 @@ class JobSpec(Spec):
             raise ValueError(f"each kind of probe may stand once, got {kinds}; merge the probes of one kind")
         self._check_that_nothing_comes_too_late()
         return self
+
+    def _check_devices(self) -> None:
+        if self.batch_size % self.devices:
+            near = max(1, self.batch_size // self.devices) * self.devices
+            raise ValueError(
+                f"devices must divide batch_size, so that each computes as much, got devices {self.devices} and "
+                f"batch_size {self.batch_size:,}; take a batch_size of {near:,}"
+            )
+        per_device = self.batch_size // self.devices
+        if self.batch_size_per_device is None:
+            object.__setattr__(self, "batch_size_per_device", per_device)
+        elif self.batch_size_per_device != per_device:
+            raise ValueError(
+                f"batch_size must be devices times batch_size_per_device, got batch_size {self.batch_size:,}, devices "
+                f"{self.devices} and batch_size_per_device {self.batch_size_per_device:,}; give one of the two sizes"
+            )
+        for probe in self.probes:
+            if self.devices > 1 and probe.kind not in OVER_DEVICES:
+                raise ValueError(
+                    f"probe {probe.kind} would see one device's part of the batch, got devices {self.devices}; "
+                    f"leave it out, or set devices to 1"
+                )
 
     def _check_that_nothing_comes_too_late(self) -> None:
         """What would come after the last step would never come, and the job would say it did something it did not."""

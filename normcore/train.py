@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from normcore.best import best_of
+from normcore.companions import accompanied
 from normcore.curves import Curves
 from normcore.data.folders import DataFolders
 from normcore.determinism import isolated
@@ -21,6 +22,7 @@ from normcore.menu.norms import BatchNormSpec
 from normcore.noise.noise import Noise
 from normcore.norms.diagnosis import worst_diagnoses
 from normcore.probes.probe import Probe, Replay
+from normcore.ranks import ALONE, Ranks
 from normcore.records import (
     Checkpoint,
     Diverged,
@@ -76,9 +78,12 @@ def train(
     the caller holds a record, torch's global state (random generators, deterministic mode, grad mode) is the caller's;
     the generator may be closed at any time.
 
+    A job of several devices runs in as many processes, of which this is the first: it alone yields records, asks
+    `stop` and evaluates. See `normcore.ranks`; only one such training at a time in a process.
+
     Args:
         spec: The job; its `device` is a wish to whoever chooses `device`.
-        device: Where to train.
+        device: Where to train; of several GPUs the first.
         folders: Where datasets lie; below the working directory when not given.
         resume: Go on from this snapshot of the same job.
         stop: Asked after every step whether to stop there.
@@ -107,7 +112,27 @@ def train(
             "the figures of probes are drawn with matplotlib, which is not installed; "
             "install it: pip install 'normcore[figures]'"
         )
-    return isolated(_train(spec, device, folders, resume, stop), deterministic=spec.deterministic, device=device)
+    records = _train(spec, device, folders, resume, stop, Ranks(0, spec.devices))
+    if spec.devices > 1:
+        records = accompanied(records, spec, device, folders, resume)
+    return isolated(records, deterministic=spec.deterministic, device=device)
+
+
+def attend(
+    spec: JobSpec,
+    ranks: Ranks,
+    *,
+    device: torch.device,
+    folders: DataFolders | None = None,
+    resume: Snapshot | None = None,
+) -> None:
+    """Be a rank of a training other than the first, in a process group that it is in already: compute, and say nothing.
+
+    The arguments are those of `train`.
+    """
+    records = _train(spec, device, folders, resume, None, ranks)
+    for _ in isolated(records, deterministic=spec.deterministic, device=device):
+        pass
 
 
 def _train(
@@ -116,16 +141,18 @@ def _train(
     folders: DataFolders | None,
     resume: Snapshot | None,
     stop: Callable[[], bool] | None,
+    ranks: Ranks = ALONE,
 ) -> Generator[Record]:
-    torch.manual_seed(stream_seed(spec.seed, "torch"))
-    learner = Learner(spec, device, folders)
+    torch.manual_seed(stream_seed(ranks.seed(spec.seed), "torch"))
+    learner = Learner(spec, device, folders, ranks)
     model = learner.model
     schedule: Schedule = spec.schedule.part()(spec.optimizer.lr, spec.num_steps, **spec.schedule.knobs())
     probes: list[Probe] = [probe.part()(**probe.knobs()) for probe in spec.probes]
     done, past = _begin(spec, learner, resume)
     readings, best = past.readings, past.best
 
-    curves = Curves(spec.record_every, device, classifies=learner.classifies)
+    curves = Curves(spec.record_every, device, classifies=learner.classifies, ranks=ranks)
+    yield from ranks.remarks(model, done)
     for step in range(done + 1, spec.num_steps + 1):
         due = [probe for probe in probes if step % probe.every == 0]
         replay = learner.replay(step) if due else None
@@ -139,8 +166,9 @@ def _train(
         last = step == spec.num_steps
         evaluating = last or step % spec.evaluate_every == 0
         saving = last or step % spec.checkpoint_every == 0
-        stopping = not last and stop is not None and stop()
-        if not (curves.full or seen or evaluating or saving or stopping or step == done + 1):
+        # The clock and the signals of one process, told to all; from host to host, so that no device waits.
+        stopping, full = ranks.agree(not last and stop is not None and stop(), curves.full)
+        if not (full or seen or evaluating or saving or stopping or step == done + 1):
             continue
 
         window = curves.flush(step)
@@ -150,7 +178,8 @@ def _train(
         if window.bad_loss is not None:
             bad = window.step + 1
             yield from _figures(probes, readings)
-            yield Diverged(bad, window.bad_loss, first_nonfinite_layer(model, learner.replay(bad)))
+            layer = ranks.first_layer(model, first_nonfinite_layer(model, learner.replay(bad)))
+            yield Diverged(bad, window.bad_loss, layer)
             return
         for reading in seen:
             readings.append(reading)
@@ -164,7 +193,8 @@ def _train(
         saving = saving or is_best
         if (last and not isfinite(test_loss)) or ((saving or stopping) and not learner.finite()):
             yield from _figures(probes, readings)
-            yield Diverged(step, test_loss, first_nonfinite_layer(model, learner.replay(step)))
+            layer = ranks.first_layer(model, first_nonfinite_layer(model, learner.replay(step)))
+            yield Diverged(step, test_loss, layer)
             return
         if saving or stopping:
             yield Checkpoint(step, take(spec, step, learner, Past(readings, best)), last, is_best)
@@ -228,7 +258,7 @@ def _evaluations(
     modules = list(model.modules())
     noisy = any(isinstance(module, Noise) and module.draws for module in modules)
     if last and noisy and any(map(has_running_statistics, modules)):
-        batches = (data.batch(number) for number in range(min(data.steps_per_epoch, RECOMPUTE_BATCHES)))
+        batches = (learner.batch(1 + number) for number in range(min(data.steps_per_epoch, RECOMPUTE_BATCHES)))
         with recomputed_statistics(model, batches, infer=infer):
             recomputed = evaluate(learner, data.test_batches(BATCH))
         yield Metrics(step, recomputed.points(step, "test", "_recomputed"))
