@@ -7,11 +7,12 @@ from functools import partial
 import torch
 from torch import nn
 
+from normcore.precision import PRECISIONS
 from normcore.refusal import Refusal
 from normcore.spec import JobSpec
 
-PARAMETER_DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
-"""The dtype of parameters and images by the spec's precision; bfloat16 is autocast over float32."""
+PARAMETER_DTYPES = {name: precision.parameters for name, precision in PRECISIONS.items()}
+"""The dtype of parameters and images by the spec's precision; the halves are autocast over float32."""
 
 
 def build_model(spec: JobSpec, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
@@ -42,6 +43,8 @@ def build_model(spec: JobSpec, *, device: torch.device | str = "cpu", dtype: tor
             f"{spec.data.kind} of {spec.data.form}; take other data or another model",
         )
     dtype = dtype or PARAMETER_DTYPES[spec.precision]
+    # Only data of tokens need say how many there are.
+    ids = {"vocabulary": getattr(spec.data, "vocabulary", None)} if spec.data.form == "tokens" else {}
     model: nn.Module = spec.model.part()(
         spec.data.shape,
         spec.data.num_outputs,
@@ -50,6 +53,7 @@ def build_model(spec: JobSpec, *, device: torch.device | str = "cpu", dtype: tor
         seed=spec.seed,
         device=device,
         dtype=dtype,
+        **ids,
         **spec.model.knobs(),
     )
     spec.weight.part()(model, **spec.weight.knobs())

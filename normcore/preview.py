@@ -14,13 +14,16 @@ from normcore.build import build_model
 from normcore.cost import flops_per_step, memory_mib
 from normcore.data.dataset import find
 from normcore.data.folders import DataFolders
+from normcore.data.measure import measured
 from normcore.data.order import check_batch_size
+from normcore.data.shaped import shaped
 from normcore.menu.datasets import DigitsSpec
 from normcore.menu.noises import NoNoiseSpec
 from normcore.menu.norms import NoNormSpec
 from normcore.menu.spec import MAX_PARAMETERS
 from normcore.menu.weights import NoWeightSpec
 from normcore.norms.none import NoNorm
+from normcore.norms.padding import check_padding
 from normcore.refusal import Refusal
 from normcore.spec import JobSpec
 
@@ -29,6 +32,8 @@ POINTERS = {
     "batch-larger-than-data": "/batch_size",
     "batch-of-one": "/batch_size",
     "channels-per-group-do-not-divide": "/norm/channels_per_group",
+    "dataset-changed": "/data",
+    "dataset-layout": "/data/path",
     "dataset-not-found": "/data/kind",
     "even-window": "/norm",
     "fan-in-of-one": "/weight/kind",
@@ -36,13 +41,18 @@ POINTERS = {
     "image-too-small": "/data/size",
     "model-takes-other-data": "/data/kind",
     "more-ranks-than-samples": "/norm/virtual_ranks",
-    "norm-activates": "/model/activation",
     "no-branches": "/weight/kind",
+    "no-image-column": "/data/image",
+    "no-label-column": "/data/label",
+    "norm-activates": "/model/activation",
     "norm-after-zero": "/norm/kind",
     "one-pixel-map": "/norm/kind",
     "one-value-group": "/norm/num_groups",
     "one-value-layer": "/norm/kind",
     "one-value-virtual-batch": "/norm/virtual_batch_size",
+    "outside-data-folder": "/data/path",
+    "path-not-found": "/data/path",
+    "steps-do-not-fit": "/epochs",
     "too-few-values-to-whiten": "/norm/channels_per_group",
     "too-many-parameters": "/model",
     "virtual-batch-does-not-divide": "/norm/virtual_batch_size",
@@ -70,6 +80,8 @@ class Reason:
 class Preview:
     """What a job would be; where it cannot be built, what its model without norm, weight method and noise would be."""
 
+    spec: JobSpec
+    """The job, with the sizes of its data filled in."""
     num_parameters: int
     """Learned numbers; 0 where the model cannot be built at all."""
     flops_per_step: int
@@ -77,9 +89,9 @@ class Preview:
     memory_mib: float
     """Memory on the device, see `normcore.cost.memory_mib`; 0 likewise."""
     num_steps: int
-    """Optimizer updates in all."""
+    """Optimizer updates in all; 0 where the data could not be measured."""
     steps_per_epoch: int
-    """Whole batches in one pass over the training data."""
+    """Whole batches in one pass over the training data; 0 likewise."""
     reasons: tuple[Reason, ...]
     """Every reason why the job could not be built, each said once; none where it can be."""
 
@@ -104,30 +116,38 @@ def preview(spec: JobSpec, folders: DataFolders | None = None) -> Preview:
         num_groups must divide num_features, got num_groups 32 and num_features 16; take a divisor of 16, such as 16
     """
     reasons: list[Reason] = []
+    sized = _attempt(reasons, None, partial(measured, spec, folders))
+    if sized is None:
+        return Preview(spec, 0, 0, 0.0, 0, 0, tuple(reasons))
+    spec = sized
     _attempt(reasons, None, partial(find, spec.data, folders))
-    _attempt(reasons, None, partial(check_batch_size, spec.batch_size, spec.data.num_train))
+    _attempt(reasons, None, partial(check_batch_size, spec.batch_size, spec.num_train))
 
     plain = spec.model_copy(update={"norm": NoNormSpec(), "weight": NoWeightSpec(), "noise": NoNoiseSpec()})
     model = _attempt(reasons, None, partial(build_model, plain, device="meta"))
     # A norm that cannot stand in this model is named even if the model cannot stand on this image.
-    on_any_image = plain.model_copy(update={"data": DigitsSpec()}) if model is None else plain
+    images = "images" in spec.model.takes
+    on_any_image = plain.model_copy(update={"data": DigitsSpec()}) if model is None and images else plain
     norms_fit = True
-    for shape, layer in _norm_inputs(on_any_image).items():
+    for shape, layer in (_norm_inputs(on_any_image) if model or images else {}).items():
         norms_fit &= _attempt(reasons, layer, partial(_normalize, spec, shape)) is not None
 
-    if spec.weight.kind != "none":
+    if spec.weight.kind != "none" and (model or images):
         weighed = on_any_image.model_copy(update={"weight": spec.weight})
         _attempt(reasons, None, partial(build_model, weighed, device="meta"))
 
     if model is None:
-        return Preview(0, 0, 0.0, spec.num_steps, spec.steps_per_epoch, tuple(reasons))
+        return Preview(spec, 0, 0, 0.0, spec.num_steps, spec.steps_per_epoch, tuple(reasons))
     whole = _attempt(reasons, None, partial(build_model, spec, device="meta")) if norms_fit else None
-    buildable, built = (plain, model) if whole is None else (spec, whole)
+    built = model if whole is None else whole
     _attempt(reasons, _largest_layer(built), partial(_check_size, built))
+    # What no layer refuses when it is built, it may refuse when it is used: norms inside an LSTM see batches only here.
+    memory = None if whole is None else _attempt(reasons, None, partial(memory_mib, spec))
     return Preview(
+        spec=spec,
         num_parameters=_num_parameters(built),
-        flops_per_step=flops_per_step(model, (spec.batch_size, *spec.data.shape)),
-        memory_mib=round(memory_mib(buildable), 1),
+        flops_per_step=flops_per_step(model, shaped(spec.data, spec.batch_size, next(model.parameters()).dtype)),
+        memory_mib=round(memory_mib(plain) if memory is None else memory, 1),
         num_steps=spec.num_steps,
         steps_per_epoch=spec.steps_per_epoch,
         reasons=tuple(reasons),
@@ -156,14 +176,18 @@ def _norm_inputs(plain: JobSpec) -> dict[torch.Size, str]:
         if isinstance(module, NoNorm):
             module.register_forward_pre_hook(partial(remember, path))
     with torch.no_grad():
-        model(torch.empty((plain.batch_size, *plain.data.shape), device="meta", dtype=next(model.parameters()).dtype))
+        shaped(plain.data, plain.batch_size, next(model.parameters()).dtype).through(model)
     return layers
 
 
 def _normalize(spec: JobSpec, shape: torch.Size) -> Tensor:
     norm = spec.norm.part()(shape[1], **spec.norm.knobs(), device="meta")
-    output: Tensor = norm(torch.empty(shape, device="meta"))
-    return output
+    x = torch.empty(shape, device="meta")
+    if spec.data.form != "tokens":
+        return norm(x)  # type: ignore[no-any-return]
+    check_padding(norm)
+    mask = torch.empty(shape[:1] + shape[2:], device="meta", dtype=torch.bool)
+    return norm(x, mask) if norm.takes_mask else norm(x)  # type: ignore[no-any-return]
 
 
 def _check_size(model: nn.Module) -> None:

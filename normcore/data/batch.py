@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +26,8 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def through(self, model: nn.Module) -> Tensor:
+        """The outputs of a model for these samples, `(N, num_outputs)`; it is given the mask where there is one."""
+        outputs: Tensor = model(self.inputs) if self.mask is None else model(self.inputs, mask=self.mask)
+        return outputs

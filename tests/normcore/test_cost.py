@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from normcore.build import build_model
 from normcore.cost import MIB, flops_per_step, memory_mib
+from normcore.data.shaped import shaped
 from normcore.noise.noise import start_step
 from normcore.spec import JobSpec
 
@@ -23,7 +24,7 @@ def job(model: dict[str, Any], **parts: Any) -> JobSpec:
 
 
 def flops(spec: JobSpec) -> int:
-    return flops_per_step(build_model(spec, device="meta"), (N, *spec.data.shape))
+    return flops_per_step(build_model(spec, device="meta"), shaped(spec.data, N, torch.float32))
 
 
 @pytest.mark.parametrize("model", [MLP, VGG, RESNET], ids=lambda model: model["kind"])

@@ -7,6 +7,7 @@ import torch
 from normcore.build import build_model
 from normcore.cost import flops_per_step, memory_mib
 from normcore.data.folders import DataFolders
+from normcore.data.shaped import shaped
 from normcore.menu.spec import MAX_PARAMETERS
 from normcore.preview import POINTERS, preview
 from normcore.spec import JobSpec
@@ -29,7 +30,9 @@ def test_a_job_that_can_be_built_has_sizes_and_no_reasons():
     seen = preview(spec)
     assert seen.reasons == ()
     assert seen.num_parameters == sum(p.numel() for p in build_model(spec).parameters())
-    assert seen.flops_per_step == flops_per_step(build_model(spec, device="meta"), (100, 1, 32, 32))
+    assert seen.flops_per_step == flops_per_step(
+        build_model(spec, device="meta"), shaped(spec.data, 100, torch.float32)
+    )
     assert seen.memory_mib == round(memory_mib(spec), 1)
     assert (seen.num_steps, seen.steps_per_epoch) == (42, 14)
 
