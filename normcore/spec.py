@@ -164,10 +164,11 @@ class JobSpec(Spec):
 
     @property
     def name(self) -> str:
-        """A name that a person can read: model, norm, weight method and noise, batch size, lr, seed."""
+        """A name that a person can read: model with dropout, norm, weight method and noise, batch size, lr, seed."""
         weight = "" if self.weight.kind == "none" else f"+{self.weight.kind}"
         noise = "" if self.noise.kind == "none" else "+noise"
-        arm = f"{self.model.name} {self.norm.kind}{weight}{noise}"
+        dropout = f"+dropout{p:g}" if (p := getattr(self.model, "dropout", 0)) else ""
+        arm = f"{self.model.name}{dropout} {self.norm.kind}{weight}{noise}"
         return f"{arm} bs{self.batch_size} lr{self.optimizer.lr:g} seed{self.seed}"
 
 

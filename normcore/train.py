@@ -19,7 +19,7 @@ from normcore.evaluation import BATCH, Evaluation, evaluate
 from normcore.foresight import verify
 from normcore.learner import Learner
 from normcore.menu.norms import BatchNormSpec
-from normcore.noise.noise import Noise
+from normcore.noise.noise import Drawing
 from normcore.norms.diagnosis import worst_diagnoses
 from normcore.probes.probe import Probe, Replay
 from normcore.ranks import ALONE, Ranks
@@ -256,7 +256,7 @@ def _evaluations(
     diagnoses = (Point(f"norm/{name}", step, value) for name, value in worst_diagnoses(model).items())
     yield Metrics(step, (*test.points(step, "test"), *diagnoses))
     modules = list(model.modules())
-    noisy = any(isinstance(module, Noise) and module.draws for module in modules)
+    noisy = any(isinstance(module, Drawing) and module.draws for module in modules)
     if last and noisy and any(map(has_running_statistics, modules)):
         batches = (learner.batch(1 + number) for number in range(min(data.steps_per_epoch, RECOMPUTE_BATCHES)))
         with recomputed_statistics(model, batches, infer=infer):

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from normcore.menu.spec import Activation, Form, Init, NormPlacement, Spec
+from normcore.menu.spec import Activation, Dropout, Form, Init, NormPlacement, Spec
 
 
 class MlpSpec(Spec):
@@ -21,6 +21,8 @@ class MlpSpec(Spec):
     activation: Activation = "relu"
     norm_placement: NormPlacement = "before"
     """Whether the norm stands before or after the activation."""
+    dropout: Dropout = 0.0
+    """Probability of zero for each value that leaves a layer, after its activation; 0 is no dropout."""
     init: Init = "glorot"
     """How weights are drawn: glorot (Glorot & Bengio 2010) or he (He et al. 2015); biases start at zero."""
     target: ClassVar[str] = "normcore.models.mlp:Mlp"
@@ -46,6 +48,8 @@ class VggSpec(Spec):
     activation: Activation = "relu"
     norm_placement: NormPlacement = "before"
     """Whether the norm stands before or after the activation."""
+    dropout: Dropout = 0.0
+    """Probability of zero for each value that leaves an activation, before a pooling; 0 is no dropout."""
     init: Init = "glorot"
     """How weights are drawn: glorot (Glorot & Bengio 2010) or he (He et al. 2015); biases start at zero."""
     target: ClassVar[str] = "normcore.models.vgg:Vgg"
@@ -74,6 +78,8 @@ class ResNetSpec(Spec):
     """Where a block changes the shape: zeros in new channels, or a 1x1 convolution; none: the paper's for the depth."""
     zero_last_gamma: bool = False
     """Let the scale of each branch's last norm start at zero, so that every block starts without its branch."""
+    dropout: Dropout = 0.0
+    """Probability of zero for each value between two convolutions of a branch (as in wide ResNets); 0 is no dropout."""
     init: Init = "he"
     """How weights are drawn: glorot (Glorot & Bengio 2010) or he (He et al. 2015); biases start at zero."""
     target: ClassVar[str] = "normcore.models.resnet:ResNet"
@@ -108,6 +114,8 @@ class PlainSpec(Spec):
     """Whether the norm stands before or after the activation."""
     stem: Literal["small", "large"] = "small"
     """small: a 3x3 convolution, for images of 32 pixels; large: 7x7 with stride 2 and a pooling, for 224."""
+    dropout: Dropout = 0.0
+    """Probability of zero for each value between two convolutions, where the resnet has it; 0 is no dropout."""
     init: Init = "he"
     """How weights are drawn: glorot (Glorot & Bengio 2010) or he (He et al. 2015); biases start at zero."""
     target: ClassVar[str] = "normcore.models.plain:Plain"

@@ -1,4 +1,4 @@
-"""The block that every model is made of: a linear map, then norm, noise and activation."""
+"""The block that every model is made of: a linear map, then norm, noise and activation, and dropout at the end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from normcore.models.dropout import Dropout
 from normcore.norms.norm import Norm
 from normcore.refusal import Refusal
 
@@ -29,10 +30,12 @@ class Site:
     """relu, sigmoid or tanh."""
     norm_placement: str = "before"
     """Whether norm and noise stand before or after the activation."""
+    dropout: float = 0.0
+    """Probability with which a value that leaves a block is dropped; with 0 there is no layer for it."""
 
 
 def block(linear: tuple[str, nn.Module], num_features: int, site: Site) -> nn.Sequential:
-    """A linear map with its site: norm, noise, activation ("before") or activation, norm, noise ("after").
+    """A linear map with its site: norm, noise, activation ("before") or activation, norm, noise ("after"), and dropout.
 
     The parts have the same names wherever they stand, so that arms which differ in norm, noise or placement share the
     names, and with them the initial values, of everything else. A norm that holds its own non-linearity stands for norm
@@ -55,6 +58,8 @@ def block(linear: tuple[str, nn.Module], num_features: int, site: Site) -> nn.Se
     """
     norm, noise, activation = activated(num_features, site).named_children()
     parts = [linear, norm, noise, activation] if site.norm_placement == "before" else [linear, activation, norm, noise]
+    if site.dropout > 0:
+        parts.append(("dropout", Dropout(site.dropout)))
     return nn.Sequential(OrderedDict(parts))
 
 

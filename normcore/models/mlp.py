@@ -25,6 +25,7 @@ class Mlp(nn.Module):
         hidden: Widths of the hidden layers.
         activation: relu, sigmoid or tanh.
         norm_placement: Whether the norm stands before or after the activation.
+        dropout: Probability of zero for what leaves a layer, after its activation.
         init: How weights are drawn, glorot or he.
         device: Where the parameters live.
         dtype: Of the parameters.
@@ -48,12 +49,13 @@ class Mlp(nn.Module):
         hidden: Sequence[int] = (128, 128),
         activation: str = "relu",
         norm_placement: str = "before",
+        dropout: float = 0.0,
         init: str = "glorot",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        site = Site(norm, noise, activation, norm_placement)
+        site = Site(norm, noise, activation, norm_placement, dropout)
         widths = [math.prod(shape), *hidden]
         self.blocks = nn.Sequential(
             *(

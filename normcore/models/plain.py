@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -33,6 +34,7 @@ class Plain(nn.Module):
         activation: relu, sigmoid or tanh.
         norm_placement: Whether the norm stands before or after the activation.
         stem: small (3x3) or large (7x7 with stride 2, then a 3x3 max pooling with stride 2).
+        dropout: Probability of zero for what goes from one convolution to the next within what was a branch.
         init: How weights are drawn, glorot or he.
         device: Where the parameters live.
         dtype: Of the parameters.
@@ -58,6 +60,7 @@ class Plain(nn.Module):
         activation: str = "relu",
         norm_placement: str = "before",
         stem: str = "small",
+        dropout: float = 0.0,
         init: str = "he",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -69,8 +72,10 @@ class Plain(nn.Module):
         self.stem = stem_of(conv, shape[0], plans[0].before, stem, site)
         self.blocks = nn.Sequential()
         for plan in plans:
-            parts = (block(("conv", made), made.out_channels, site) for made in plan.convs(conv))
-            self.blocks.append(nn.Sequential(OrderedDict(branch=nn.Sequential(*parts))))
+            *first, last = plan.convs(conv)
+            inside = (block(("conv", made), plan.inner, replace(site, dropout=dropout)) for made in first)
+            branch = nn.Sequential(*inside, block(("conv", last), plan.after, site))
+            self.blocks.append(nn.Sequential(OrderedDict(branch=branch)))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = Linear(plans[-1].after, num_classes, device=device, dtype=dtype)
         initialize(self, init=init, seed=seed)

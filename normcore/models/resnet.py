@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -56,6 +56,7 @@ class ResNet(nn.Module):
         shortcut: padding or projection, where a block changes the shape; none for that of the paper: padding with
             three stages, projection with four.
         zero_last_gamma: Let the scale of the last norm of each branch start at zero, with `post`, where it has one.
+        dropout: Probability of zero for what goes from one convolution of a branch to the next, after its activation.
         init: How weights are drawn, glorot or he.
         device: Where the parameters live.
         dtype: Of the parameters.
@@ -87,6 +88,7 @@ class ResNet(nn.Module):
         stem: str = "small",
         shortcut: str | None = None,
         zero_last_gamma: bool = False,
+        dropout: float = 0.0,
         init: str = "he",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -94,6 +96,7 @@ class ResNet(nn.Module):
         super().__init__()
         builder = _Builder(
             site=Site(norm, noise, activation),
+            dropout=dropout,
             conv=partial(Conv2d, device=device, dtype=dtype),
             pre=activation_placement == "pre",
             projects=shortcut == "projection" or (shortcut is None and len(STAGES[depth]) == 4),
@@ -184,11 +187,12 @@ class _Builder:
     """Norm and activation before each convolution."""
     projects: bool
     """A 1x1 convolution where a block changes the shape."""
+    dropout: float
 
     def block(self, path: str, plan: BlockPlan) -> ResidualBlock:
         """A block as planned."""
         *first, last = plan.convs(self.conv)
-        inside = [block(("conv", conv), plan.inner, self.site) for conv in first]
+        inside = [block(("conv", conv), plan.inner, replace(self.site, dropout=self.dropout)) for conv in first]
         return ResidualBlock(
             # The first block is given what the stem's norm and activation made.
             activated(plan.before, self.site) if self.pre and path != "blocks.0" else nn.Identity(),

@@ -39,6 +39,7 @@ class Vgg(nn.Module):
         width: Multiplier on the channels of every convolution; the product is rounded, and at least 1.
         activation: relu, sigmoid or tanh.
         norm_placement: Whether the norm stands before or after the activation.
+        dropout: Probability of zero for what leaves a convolution's activation (and norm), before a pooling.
         init: How weights are drawn, glorot or he.
         device: Where the parameters live.
         dtype: Of the parameters.
@@ -66,6 +67,7 @@ class Vgg(nn.Module):
         width: float = 1.0,
         activation: str = "relu",
         norm_placement: str = "before",
+        dropout: float = 0.0,
         init: str = "glorot",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -78,7 +80,7 @@ class Vgg(nn.Module):
                 f"five poolings need an image of at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels, "
                 f"got {sides[0]}x{sides[1]}; set data.size to {SMALLEST_IMAGE}, or take the mlp",
             )
-        site = Site(norm, noise, activation, norm_placement)
+        site = Site(norm, noise, activation, norm_placement, dropout)
         self.blocks = nn.Sequential()
         for stage in STAGES[depth]:
             for full_width in stage:

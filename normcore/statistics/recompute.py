@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from normcore.noise.noise import Noise
+from normcore.noise.noise import Drawing
 from normcore.norms.gathering import Gathers, GathersItself, Moments
 from normcore.probes.footprints import no_footprints
 from normcore.statistics.layers import gathering, gathering_itself, has_running_statistics
@@ -64,7 +64,8 @@ def recompute_statistics(
         batches: What `infer` takes, of the training set; of a tuple or list its first element.
         estimator: Which estimate.
         infer: Runs the model; the model itself where not given.
-        noise: Keep noise layers noisy, for whoever starts their steps; else they are silent.
+        noise: Let layers that draw, noise and dropout, draw as in training, for whoever starts their steps; else they
+            are silent as in evaluation, so that the statistics are those of what evaluation meets.
 
     Returns:
         Which layers have new statistics, and which have not.
@@ -92,7 +93,7 @@ def recomputed_statistics(
 ) -> Iterator[Recomputed]:
     """A scope in which a model has the statistics of `recompute_statistics`; then they are what they were.
 
-    Running statistics gathered under noise describe other activations than an evaluation without noise meets, and
+    Running statistics gathered under noise or dropout describe other activations than an evaluation without meets, and
     misjudge the model; inside the scope it is judged by what it meets.
 
     Args:
@@ -100,7 +101,7 @@ def recomputed_statistics(
         batches: See `recompute_statistics`, here and below.
         estimator: Which estimate.
         infer: Runs the model.
-        noise: Keep noise layers noisy.
+        noise: Let layers that draw, noise and dropout, draw.
     """
     with no_footprints(model):
         yield _gather(model, batches, infer or model, estimator, noise=noise).write()
@@ -130,7 +131,7 @@ def _gather(
     layers: dict[str, _Layer] = {}
     others: dict[str, tuple[nn.Module, list[Tensor]]] = {}
     for path, module in model.named_modules():
-        if isinstance(module, Noise) and not noise:
+        if isinstance(module, Drawing) and not noise:
             module.eval()
         known = has_running_statistics(module)
         if known and (gathers := gathering(module)) is not None:

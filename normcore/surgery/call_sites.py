@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from normcore.noise.noise import Noise
+from normcore.noise.noise import Drawing
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 """Modules without a forward."""
@@ -83,7 +83,7 @@ class CallSites:
         inside: set[str] = set()
         for path, module in self._modules.items():
             within_leaf = path != "" and path.rpartition(".")[0] in inside
-            if within_leaf or is_leaf(module) or isinstance(module, Noise):
+            if within_leaf or is_leaf(module) or isinstance(module, Drawing):
                 inside.add(path)
             elif not isinstance(module, CONTAINERS) and not _is_torchs_leaf(module):
                 self._record(path, module)
@@ -119,7 +119,7 @@ class CallSites:
         """The one call that takes the result of a call; none where several do, or where it leaves the model.
 
         A result that a forward returns is followed to the forward's caller, and one that is handed to a module with a
-        recorded forward into that; identities and noise are stepped over.
+        recorded forward into that; identities, noise and dropout are stepped over.
         """
         owner, node = site.owner, site.node
         while len(node.users) == 1:
@@ -136,7 +136,7 @@ class CallSites:
                 if len(self._sites[path]) != 1:
                     return None
                 owner, node = path, next(iter(self._graphs[path].nodes))
-            elif isinstance(self._modules[path], (nn.Identity, Noise)):
+            elif isinstance(self._modules[path], (nn.Identity, Drawing)):
                 node = user
             else:
                 return Site(owner, user)
@@ -158,7 +158,7 @@ class CallSites:
                 if len(self._sites[path]) != 1:
                     return None
                 owner, node = path, next(n for n in self._graphs[path].nodes if n.op == "output").args[0]
-            elif path is not None and isinstance(self._modules[path], (nn.Identity, Noise)):
+            elif path is not None and isinstance(self._modules[path], (nn.Identity, Drawing)):
                 node = node.args[0] if node.args else None
             else:
                 return Site(owner, node)
@@ -178,7 +178,7 @@ class CallSites:
         while len(node.users) == 1:
             (node,) = node.users
             path = self.called(Site(owner, node))
-            if path is None or not isinstance(self._modules[path], (nn.Identity, Noise)):
+            if path is None or not isinstance(self._modules[path], (nn.Identity, Drawing)):
                 break
             if type(self._modules[path]) is nn.Identity and len(self._sites[path]) == 1:
                 found.append(path)
