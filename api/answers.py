@@ -62,12 +62,17 @@ def attempt_view(attempt: Attempt) -> AttemptView:
         reason=_reason(attempt.reason),
         resumed_from=attempt.resumed_from,
         last_step=attempt.last_step,
+        resume_verified=attempt.resume_verified,
     )
 
 
-def checkpoint_view(row: CheckpointRow) -> CheckpointView:
-    """A committed checkpoint."""
-    return CheckpointView(step=row.step, sha256=row.sha256, bytes=row.bytes, kind=row.kind)
+def checkpoint_views(rows: list[CheckpointRow]) -> list[CheckpointView]:
+    """Committed checkpoints; the newest of those that were the best so far is the best."""
+    best = max((row.step for row in rows if row.best), default=None)
+    return [
+        CheckpointView(step=row.step, sha256=row.sha256, bytes=row.bytes, kind=row.kind, best=row.step == best)
+        for row in rows
+    ]
 
 
 def event_view(event: JobEvent) -> EventView:

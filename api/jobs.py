@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 
-from api.answers import checkpoint_view, job_view
+from api.answers import checkpoint_views, job_view
 from api.examples import refusal_examples
 from api.known_job import KnownJob
 from api.laboratory import Lab, Laboratory
@@ -122,7 +122,7 @@ def cancel_job(job: KnownJob, laboratory: Lab) -> JobView:
 )
 def list_checkpoints(job: KnownJob, laboratory: Lab) -> CheckpointList:
     """Every checkpoint that was committed, by step. Equal weights have equal hashes."""
-    return CheckpointList(items=[checkpoint_view(row) for row in laboratory.book.checkpoints(job.id)], next=None)
+    return CheckpointList(items=checkpoint_views(laboratory.book.checkpoints(job.id)), next=None)
 
 
 def _view(laboratory: Laboratory, job: Job) -> JobView:

@@ -101,6 +101,10 @@ class AttemptView(View):
     """The step of the checkpoint that it went on from; 0 is a start from scratch, null is not known yet."""
     last_step: int | None
     """How far it had come when it ended."""
+    resume_verified: bool | None
+    """Whether its first step had, bit for bit, the loss that the checkpoint foretold. Null where nothing was foretold:
+    it started from scratch, or the job is not `deterministic`.
+    """
 
 
 class JobView(View):
@@ -158,7 +162,13 @@ class CheckpointView(View):
     """Of the tensors' bytes, so that equal weights mean equal hashes."""
     bytes: int
     kind: str
-    """`periodic`, or `last` for the one at the end."""
+    """`last` for the one at the end; `best` where no evaluation of the validation set before it was better; else
+    `periodic`.
+    """
+    best: bool
+    """Whether it is the best one of the job so far by the validation set. The test set chooses nothing, so without a
+    validation set there is no best.
+    """
 
 
 class CheckpointList(View):
@@ -176,7 +186,7 @@ class EventView(View):
     """1, 2, 3, ... within the job, without gaps."""
     at: datetime
     type: str
-    """`submitted`, `dispatched`, `claimed`, `checkpoint`, `lost`, ... up to one that ends the job."""
+    """`submitted`, `dispatched`, `claimed`, `checkpoint`, `remark`, `lost`, ... up to one that ends the job."""
     state: State
     """The state of the job afterwards."""
     data: dict[str, Any]

@@ -229,18 +229,42 @@ class Book:
             return leases.add_metrics(connection, token, points)
 
     def commit_checkpoint(
-        self, token: str, *, step: int, path: str, sha256: str, size: int, kind: str = "periodic"
+        self,
+        token: str,
+        *,
+        step: int,
+        path: str,
+        sha256: str,
+        size: int,
+        kind: str = "periodic",
+        best: bool = False,
     ) -> bool:
         """Make a checkpoint that lies whole on disk one to resume from. False: the token is fenced."""
         with self.database.write() as connection:
             return leases.commit_checkpoint(
-                connection, token, step=step, path=path, sha256=sha256, size=size, kind=kind
+                connection, token, step=step, path=path, sha256=sha256, size=size, kind=kind, best=best
             )
 
     def retire_checkpoints(self, token: str, keep: int) -> tuple[CheckpointRow, ...]:
-        """Give up all but the newest `keep` checkpoints on disk; those whose folders may be deleted now."""
+        """Give up all checkpoints on disk but the newest `keep`, the best and the last; what may be deleted now."""
         with self.database.write() as connection:
             return leases.retire_checkpoints(connection, token, keep)
+
+    def retire_ended(self, job_id: str) -> tuple[CheckpointRow, ...]:
+        """Give up the checkpoints on disk of a job that has ended, but the newest and the best; see above.
+
+        Of a job that has not ended nothing is given up.
+        """
+        with self.database.write() as connection:
+            return leases.retire_ended(connection, job_id)
+
+    def remark(self, token: str, step: int, code: str, detail: str) -> bool:
+        """Write down what a reader of the results should know, as an event. False: the token is fenced.
+
+        `resume_verified` and `resume_differs` are also told of the attempt.
+        """
+        with self.database.write() as connection:
+            return leases.remark(connection, token, step, code, detail)
 
     def finish(self, token: str, event: Event, reason: Reason | None = None, progress: Progress | None = None) -> bool:
         """Report how the attempt ended, exactly once. False: the token is fenced, and nothing was written.

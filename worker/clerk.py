@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from normcore.records import Point
+from normcore.records import Point, Remark
 from worker.book import Book, BookUnavailable
 from worker.settings import Settings
 from worker.states import Desired
@@ -32,7 +32,7 @@ class Clerk(threading.Thread):
         self._book = book
         self._token = token
         self._settings = settings
-        self._outbox: deque[Point | Kept] = deque()
+        self._outbox: deque[Point | Kept | Remark] = deque()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = False
@@ -62,6 +62,11 @@ class Clerk(threading.Thread):
         with self._lock:
             self._outbox.append(kept)
         self._wake.set()
+
+    def remark(self, remark: Remark) -> None:
+        """Have a remark written, after everything before it."""
+        with self._lock:
+            self._outbox.append(remark)
 
     def close(self) -> None:
         """Write what waits and end; `join` to wait for it."""
@@ -95,7 +100,13 @@ class Clerk(threading.Thread):
             with self._lock:
                 first = self._outbox[0]
                 points = _points_ahead(self._outbox)
-            written = self._commit(first) if isinstance(first, Kept) else self._book.add_metrics(self._token, points)
+            match first:
+                case Kept():
+                    written = self._commit(first)
+                case Remark():
+                    written = self._book.remark(self._token, first.step, first.code, first.detail)
+                case Point():
+                    written = self._book.add_metrics(self._token, points)
             if not written:
                 return False
             for _ in points or (first,):
@@ -111,7 +122,8 @@ class Clerk(threading.Thread):
             path=kept.path,
             sha256=kept.sha256,
             size=kept.bytes,
-            kind="last" if kept.last else "periodic",
+            kind=kept.kind,
+            best=kept.best,
         )
 
     def _make_room(self) -> None:
@@ -120,11 +132,11 @@ class Clerk(threading.Thread):
                 shutil.rmtree(row.path, ignore_errors=True)
 
 
-def _points_ahead(outbox: Iterable[Point | Kept]) -> list[MetricPoint]:
-    """The points before the first checkpoint."""
+def _points_ahead(outbox: Iterable[Point | Kept | Remark]) -> list[MetricPoint]:
+    """The points before the first checkpoint or remark."""
     points = []
     for item in outbox:
-        if isinstance(item, Kept):
+        if not isinstance(item, Point):
             break
         points.append(MetricPoint(*item))
     return points

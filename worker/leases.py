@@ -15,13 +15,15 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, selec
 from normcore.spec import JobSpec
 from worker.clock import now
 from worker.rows import checkpoint_of
-from worker.states import ENDINGS, Desired, Event, State, settle
+from worker.states import ENDINGS, TERMINAL, Desired, Event, State, settle
 from worker.tables import attempts, checkpoints, jobs, metrics
 from worker.transitions import advance, touch
 from worker.upsert import insert_into, insert_or_ignore
 from worker.views import CheckpointRow, Claim, Lease, MetricPoint, Progress, Reason
 
 MAX_BACKOFF_S = 300.0
+VERIFIED = {"resume_verified": True, "resume_differs": False}
+"""What remarks say of whether an attempt went on as its checkpoint foretold."""
 
 
 def claim(connection: Connection, job_id: str, dispatch_seq: int, worker: str, *, ttl_s: float) -> Claim | None:
@@ -93,14 +95,15 @@ def _finite(point: MetricPoint) -> dict[str, Any]:
 
 
 def commit_checkpoint(
-    connection: Connection, token: str, *, step: int, path: str, sha256: str, size: int, kind: str
+    connection: Connection, token: str, *, step: int, path: str, sha256: str, size: int, kind: str, best: bool
 ) -> bool:
     """See `Book.commit_checkpoint`."""
-    data = {"step": step, "sha256": sha256, "bytes": size, "kind": kind}
+    data = {"step": step, "sha256": sha256, "bytes": size, "kind": kind, "best": best}
     job = touch(connection, _held(token), values={}, kind="checkpoint", data=data)
     if job is None:
         return False
-    columns = {"attempt": job.attempt, "kind": kind, "sha256": sha256, "bytes": size, "path": path, "created_at": now()}
+    columns = {"attempt": job.attempt, "kind": kind, "sha256": sha256, "bytes": size, "path": path}
+    columns |= {"best": best, "created_at": now()}
     connection.execute(
         insert_into(connection, checkpoints)
         .values(job_id=job.id, step=step, **columns)
@@ -114,13 +117,28 @@ def retire_checkpoints(connection: Connection, token: str, keep: int) -> tuple[C
     job = _locked(connection, token)
     if job is None:
         return ()
-    old = _on_disk(connection, job.id)[keep:]
-    connection.execute(
-        update(checkpoints)
-        .where(checkpoints.c.job_id == job.id, checkpoints.c.step.in_([row.step for row in old]))
-        .values(path=None)
+    return _retire(connection, job.id, keep)
+
+
+def retire_ended(connection: Connection, job_id: str) -> tuple[CheckpointRow, ...]:
+    """See `Book.retire_ended`."""
+    ended = select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.state.in_([state.value for state in TERMINAL]))
+    return () if connection.execute(ended).one_or_none() is None else _retire(connection, job_id, keep=1)
+
+
+def _retire(connection: Connection, job_id: str, keep: int) -> tuple[CheckpointRow, ...]:
+    """Give up all checkpoints on disk but the newest `keep`, the best and the last."""
+    kept = _on_disk(connection, job_id)
+    best = connection.scalar(
+        select(func.max(checkpoints.c.step)).where(checkpoints.c.job_id == job_id, checkpoints.c.best)
     )
+    old = tuple(row for row in kept[keep:] if row.step != best and row.kind != "last")
+    _forget_paths(connection, job_id, checkpoints.c.step.in_([row.step for row in old]))
     return old
+
+
+def _forget_paths(connection: Connection, job_id: str, which: ColumnElement[bool], **values: Any) -> None:
+    connection.execute(update(checkpoints).where(checkpoints.c.job_id == job_id, which).values(path=None, **values))
 
 
 def resumed(connection: Connection, token: str, step: int, passed_over: Sequence[str]) -> bool:
@@ -131,6 +149,20 @@ def resumed(connection: Connection, token: str, step: int, passed_over: Sequence
         return False
     attempt = and_(attempts.c.job_id == job.id, attempts.c.n == job.attempt)
     connection.execute(update(attempts).where(attempt).values(resumed_from=step))
+    # What is later could not be gone on from, and is told anew: there may be another best this time.
+    _forget_paths(connection, job.id, checkpoints.c.step > step, best=False)
+    return True
+
+
+def remark(connection: Connection, token: str, step: int, code: str, detail: str) -> bool:
+    """See `Book.remark`."""
+    data = {"step": step, "code": code, "detail": detail}
+    job = touch(connection, _held(token), values={}, kind="remark", data=data)
+    if job is None:
+        return False
+    if code in VERIFIED:
+        attempt = and_(attempts.c.job_id == job.id, attempts.c.n == job.attempt)
+        connection.execute(update(attempts).where(attempt).values(resume_verified=VERIFIED[code]))
     return True
 
 

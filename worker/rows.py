@@ -51,6 +51,7 @@ def attempt_of(row: Row[Any]) -> Attempt:
         reason=_reason_of(row),
         resumed_from=row.resumed_from,
         last_step=row.last_step,
+        resume_verified=row.resume_verified,
     )
 
 
@@ -64,6 +65,7 @@ def checkpoint_of(row: Row[Any]) -> CheckpointRow:
         bytes=row.bytes,
         path=row.path,
         created_at=row.created_at,
+        best=row.best,
     )
 
 

@@ -19,6 +19,7 @@ from worker.presence import Presence
 from worker.queue import app, on_shutdown, queue_of
 from worker.settings import Settings, settings
 from worker.tasks import Workplace, register
+from worker.tidy import tidy_all
 
 LAST_WORDS_S = 10.0
 """How long the courier may go on when the worker ends; what it cannot send is sent by the next life."""
@@ -38,6 +39,7 @@ def main(config: Settings) -> None:
         presence = Presence(book, config.worker_name, device, heartbeat_s=config.heartbeat_s, draining=draining)
         presence.announce()
         presence.start()
+        tidy_all(book, config.state_dir / "jobs")
         register(app, Workplace(config, book, nursery, courier, draining))
         on_shutdown(draining.set)
         app.worker_main(_arguments(config.worker_name, device))

@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     max_infra_retries: Annotated[int, Field(ge=0)] = 5
     """How many times a job is tried again after its worker or trainer was lost."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
-    """Checkpoints kept on disk for each job; older ones are deleted."""
+    """Newest checkpoints kept on disk of each job, besides the best; once it has ended, the last and the best."""
 
     @property
     def database(self) -> str:

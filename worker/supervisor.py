@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ from worker.recorder import checkpoint_paths
 from worker.settings import Settings
 from worker.spool import Spool
 from worker.states import Desired, Event
+from worker.tidy import tidy
 from worker.views import CheckpointRow, Claim, Progress, Reason
 from worker.wire import Failed, Kept, Made, Message, Order
 
@@ -147,6 +149,7 @@ class Supervisor:
                 self._spool.enqueue(message.path, Path(message.file), step=message.step)
             case Remark():
                 self._spool.tag({f"attempt.{self._claim.attempt}.{message.code}": message.detail})
+                self._clerk.remark(message)
             case Diverged() | Stopped() | Finished() | Failed():
                 self._last = message
 
@@ -203,6 +206,8 @@ class Supervisor:
             ending.event,
             "" if finish else ", but it was fenced meanwhile",
         )
+        with suppress(BookUnavailable):  # the next life of the worker looks again
+            tidy(self._book, self._folder)
 
     def _ending(self, code: int) -> Ending:
         """What to report. The book makes of it what the person's wishes and the retries left say."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Double,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
 )
 
 from worker.states import TERMINAL, Desired, State
@@ -101,6 +103,7 @@ attempts = Table(
     Column("reason_detail", Text),
     Column("resumed_from", BigInteger),
     Column("last_step", BigInteger),
+    Column("resume_verified", Boolean),
 )
 
 checkpoints = Table(
@@ -114,6 +117,7 @@ checkpoints = Table(
     Column("bytes", BigInteger, nullable=False),
     Column("path", Text),
     Column("created_at", Double, nullable=False),
+    Column("best", Boolean, nullable=False, server_default=false()),
 )
 
 # seq counts within the job and comes out of the job's own row, so it has no gaps and is committed in its order.

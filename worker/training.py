@@ -38,7 +38,7 @@ def run(order: Order, device: str, say: Callable[[Message], None], stop: Callabl
                 readings.add(record)
             case Checkpoint():
                 saved = save(folder, record.snapshot)
-                say(Kept(saved.step, str(saved.path), saved.sha256, saved.bytes, record.last))
+                say(Kept(saved.step, str(saved.path), saved.sha256, saved.bytes, record.last, record.best))
             case Figure():
                 say(_made(step, folder, f"figures/{record.name}.png", record.png))
                 say(_made(step, folder, f"readings/{record.name}.npz", readings.npz(record.name)))

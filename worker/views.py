@@ -92,6 +92,8 @@ class Attempt:
     """The step of the checkpoint it went on from; 0 is a start from scratch, None is not known yet."""
     last_step: int | None
     """How far it had come when it ended."""
+    resume_verified: bool | None = None
+    """Whether its first step had, bit for bit, the loss that the checkpoint foretold; None where none did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +103,14 @@ class CheckpointRow:
     step: int
     attempt: int
     kind: str
-    """`periodic` or `last`."""
+    """`last` at the end, `best` where no evaluation of the validation set had been better, else `periodic`."""
     sha256: str
     bytes: int
     path: str | None
     """The folder on the worker's disk; None once it was deleted there to make room."""
     created_at: float
+    best: bool = False
+    """Whether no evaluation of the validation set up to its step was better; of several the newest is the best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,7 @@ class JobEvent:
     seq: int
     at: float
     type: str
-    """`submitted`, `wish`, `checkpoint`, `resumed_from`, or the value of a `worker.states.Event`."""
+    """`submitted`, `wish`, `checkpoint`, `resumed_from`, `remark`, or the value of a `worker.states.Event`."""
     state: State
     """The state that the job was in afterwards."""
     data: Mapping[str, Any]

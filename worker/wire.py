@@ -52,6 +52,12 @@ class Kept:
     sha256: str
     bytes: int
     last: bool
+    best: bool = False
+
+    @property
+    def kind(self) -> str:
+        """`last` at the end, `best` where no evaluation of the validation set had been better, else `periodic`."""
+        return "last" if self.last else "best" if self.best else "periodic"
 
 
 @dataclass(frozen=True, slots=True)

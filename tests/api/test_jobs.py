@@ -71,6 +71,7 @@ def test_a_running_job_tells_how_it_stands(client, worker, order):
         "reason": None,
         "resumed_from": 0,
         "last_step": None,
+        "resume_verified": None,
     }
     link = "http://mlflow.example:5000/#/experiments/7/runs/abc?workflowType=machine_learning"
     assert job["links"]["mlflow"] == link
@@ -225,12 +226,15 @@ class TestCancel:
 def test_checkpoints_are_listed_by_step(client, worker, order):
     path = client.post("/v1/jobs", json=order).headers["location"]
     claim = worker.claim()
-    for step, kind in ((50, "periodic"), (100, "last")):
-        worker.book.commit_checkpoint(claim.token, step=step, path=f"/x/{step}", sha256="ab" * 32, size=9, kind=kind)
+    for step, kind in ((25, "best"), (50, "periodic"), (75, "best"), (100, "last")):
+        facts = {"path": f"/x/{step}", "sha256": "ab" * 32, "size": 9, "kind": kind, "best": kind == "best"}
+        worker.book.commit_checkpoint(claim.token, step=step, **facts)
     assert client.get(f"{path}/checkpoints").json() == {
         "items": [
-            {"step": 50, "sha256": "ab" * 32, "bytes": 9, "kind": "periodic"},
-            {"step": 100, "sha256": "ab" * 32, "bytes": 9, "kind": "last"},
+            {"step": 25, "sha256": "ab" * 32, "bytes": 9, "kind": "best", "best": False},
+            {"step": 50, "sha256": "ab" * 32, "bytes": 9, "kind": "periodic", "best": False},
+            {"step": 75, "sha256": "ab" * 32, "bytes": 9, "kind": "best", "best": True},
+            {"step": 100, "sha256": "ab" * 32, "bytes": 9, "kind": "last", "best": False},
         ],
         "next": None,
     }

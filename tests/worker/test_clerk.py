@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from normcore.records import Point
+from normcore.records import Point, Remark
 from worker.book import Book, BookUnavailable, Claim, Desired, Event, Progress
 from worker.clerk import Clerk
 from worker.settings import Settings
@@ -37,10 +37,10 @@ def points(steps: range) -> tuple[Point, ...]:
     return tuple(Point("train/loss", step, 0.5) for step in steps)
 
 
-def kept(folder: Path, step: int, *, last: bool = False) -> Kept:
+def kept(folder: Path, step: int, *, last: bool = False, best: bool = False) -> Kept:
     path = folder / f"step_{step}"
     path.mkdir()
-    return Kept(step, str(path), "0" * 64, 10, last)
+    return Kept(step, str(path), "0" * 64, 10, last, best)
 
 
 def test_what_an_attempt_says_is_in_the_book(book, start, clerk_of, tmp_path):
@@ -82,6 +82,44 @@ def test_only_the_newest_checkpoints_stay_on_disk(book, start, clerk_of, tmp_pat
     close(clerk)
     assert [Path(checkpoint.path).exists() for checkpoint in made] == [False, True, True]
     assert [row.path for row in book.checkpoints(claim.job_id)] == [None, made[1].path, made[2].path]
+
+
+def test_the_best_checkpoint_stays_on_disk_however_old_until_there_is_a_better_one(book, start, clerk_of, tmp_path):
+    claim = start(book)
+    clerk = clerk_of(claim, keep_checkpoints=1)
+    steps = {1: True, 2: False, 3: False, 4: True, 5: False, 6: False}
+    made = {step: Path(kept(tmp_path, step).path) for step in steps}
+    for step, best in steps.items():
+        clerk.keep(Kept(step, str(made[step]), "0" * 64, 10, last=step == 6, best=best))
+    close(clerk)
+    there = [step for step, path in made.items() if path.exists()]
+    assert there == [4, 6]
+    rows = book.checkpoints(claim.job_id)
+    assert [row.step for row in rows if row.path is not None] == there
+    assert [row.kind for row in rows] == ["best", "periodic", "periodic", "best", "periodic", "last"]
+
+
+def test_a_remark_is_an_event_after_what_came_before_it(book, start, clerk_of, tmp_path):
+    claim = start(book)
+    clerk = clerk_of(claim)
+    clerk.add(points(range(1, 3)), Progress(2))
+    clerk.keep(kept(tmp_path, 2))
+    clerk.remark(Remark(3, "compile_fell_back", "it was traced in parts"))
+    clerk.add(points(range(3, 5)), Progress(4))
+    close(clerk)
+    *_, before, event = book.events(claim.job_id)
+    assert (before.type, event.type) == ("checkpoint", "remark")
+    assert event.data == {"step": 3, "code": "compile_fell_back", "detail": "it was traced in parts"}
+    assert len(book.metrics(claim.job_id)) == 4
+
+
+@pytest.mark.parametrize(("code", "verified"), [("resume_verified", True), ("resume_differs", False), ("else", None)])
+def test_an_attempt_says_whether_it_went_on_as_foretold(book, start, clerk_of, code, verified):
+    claim = start(book)
+    clerk = clerk_of(claim)
+    clerk.remark(Remark(3, code, "so it is"))
+    close(clerk)
+    assert book.attempts(claim.job_id)[-1].resume_verified is verified
 
 
 def test_wishes_are_heard(book, start, clerk_of, eventually):

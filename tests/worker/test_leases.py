@@ -314,6 +314,46 @@ def test_checkpoints_that_are_given_up_stay_on_record_and_are_not_resumed_from(b
     assert [row.step for row in claim_again(book, claim.job_id).checkpoints] == [30, 20]
 
 
+def commit(book, claim, step, **facts):
+    assert book.commit_checkpoint(claim.token, step=step, path=f"/{step}", sha256="a", size=1, **facts)
+
+
+def on_disk(book, claim):
+    return [row.step for row in book.checkpoints(claim.job_id) if row.path is not None]
+
+
+def test_the_best_and_the_last_are_never_given_up(book, start):
+    claim = start(book)
+    for step in (10, 20, 30, 40):
+        commit(book, claim, step, kind="best" if step == 20 else "periodic", best=step == 20)
+    book.retire_checkpoints(claim.token, keep=1)
+    assert on_disk(book, claim) == [20, 40]
+    commit(book, claim, 50, kind="last", best=True)
+    book.retire_checkpoints(claim.token, keep=2)
+    assert on_disk(book, claim) == [40, 50], "a better one came"
+
+
+def test_of_an_ended_job_only_the_newest_and_the_best_stay(book, start):
+    claim = start(book)
+    for step in (10, 20, 30, 40):
+        commit(book, claim, step, best=step == 10)
+    assert book.retire_ended(claim.job_id) == ()
+    book.finish(claim.token, Event.CANCELLED)
+    assert [row.path for row in book.retire_ended(claim.job_id)] == ["/30", "/20"]
+    assert on_disk(book, claim) == [10, 40]
+
+
+def test_what_is_later_than_where_an_attempt_goes_on_is_no_checkpoint_any_more(book, start, claim_again):
+    claim = start(book)
+    for step in (10, 20, 30):
+        commit(book, claim, step, kind="best", best=True)
+    lose(book, claim)
+    again = claim_again(book, claim.job_id)
+    book.resumed(again.token, 20, ["/30 is torn"])
+    assert on_disk(book, claim) == [10, 20]
+    assert [row.step for row in book.checkpoints(claim.job_id) if row.best] == [10, 20]
+
+
 def test_the_first_mlflow_run_that_is_named_stays_also_after_the_end(book, start):
     claim = start(book)
     book.finish(claim.token, Event.SUCCEEDED)

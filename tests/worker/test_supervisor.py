@@ -175,8 +175,9 @@ def test_an_attempt_from_order_to_report(floor, book, cache):
     rows = book.checkpoints(job_id)
     assert [(row.step, row.kind) for row in rows] == [(25, "periodic"), (50, "periodic"), (60, "last")]
     assert rows[-1].sha256 == digest
-    # Only the newest two are kept on this disk; all of them wait for MLflow.
-    assert [row.path is not None and Path(row.path).is_dir() for row in rows] == [False, True, True]
+    # Only the last one stays on this disk after the end; all of them wait for MLflow.
+    assert [row.path is not None and Path(row.path).is_dir() for row in rows] == [False, False, True]
+    assert [path.name for path in (floor.settings.state_dir / "jobs" / job_id).glob("*/step_*")] == ["step_00000060"]
     spool = Spool.create(floor.settings.state_dir / "spool", job_id=job_id, attempt=1)
     files = {artifact.path: artifact.file for artifact in spool.artifacts()}
     assert list(files) == [

@@ -10,6 +10,7 @@ MESSAGES = [
     Metrics(3, (Point("train/loss", 2, 0.1), Point("train/loss", 3, 1e-300))),
     Metrics(0, ()),
     Kept(500, "/srv/jobs/a\n1", "ab" * 32, 2**40, last=True),
+    Kept(20, "/srv/jobs/a1", "ab" * 32, 1, last=False, best=True),
     Made(3, "figures/landscape.png", "/tmp/landscape.png"),
     Diverged(4, math.inf, None),
     Stopped(5),
