@@ -127,4 +127,23 @@ class PlainSpec(Spec):
         return f"plain{self.depth}" + (f"w{self.width:g}" if self.width != 1 else "")
 
 
-ModelSpec = MlpSpec | VggSpec | ResNetSpec | PlainSpec
+class DeepLinearSpec(Spec):
+    """The deep linear net of Santurkar et al. 2018, appendix A: square matrices with norms between, no activations."""
+
+    kind: Literal["deep_linear"] = "deep_linear"
+    depth: Annotated[int, Field(ge=1, le=1000)] = 25
+    """Linear layers, the last included, which has no norm."""
+    width: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Units of every layer: as many as the data's vectors and targets have numbers."""
+    init: Init = "glorot"
+    """How weights are drawn: glorot (Glorot & Bengio 2010) or he (He et al. 2015)."""
+    target: ClassVar[str] = "normcore.models.deep_linear:DeepLinear"
+    takes: ClassVar[frozenset[Form]] = frozenset({"vectors"})
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: `linear25x10`."""
+        return f"linear{self.depth}x{self.width}"
+
+
+ModelSpec = MlpSpec | VggSpec | ResNetSpec | PlainSpec | DeepLinearSpec

@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "plain": {"depth": 8, "width": 0.25},
     "group": {"num_groups": 2},
     "evonorm_s0": {"num_groups": 2},
+    "deep_linear": {"depth": 3},
     "ghost": {"virtual_batch_size": 2},
     "sync": {"virtual_ranks": 2},
     "batch_renorm": {"warmup_steps": 1, "r_steps": 3, "d_steps": 2},
@@ -38,6 +39,7 @@ REFUSED = {
     ("resnet", "filter_response"),
     ("resnet", "evonorm_s0"),
     ("resnet", "evonorm_b0"),
+    *(("deep_linear", kind) for kind in ("instance", "switchable", "filter_response", "evonorm_s0", "evonorm_b0")),
 }
 """Models on whose maps a norm can do nothing, or in which no activation follows every norm."""
 
@@ -88,7 +90,7 @@ def test_every_combination_makes_a_finite_step_or_is_refused_with_a_reason(norm,
 @pytest.mark.parametrize(("weight", "model", "norm"), WEIGHED)
 def test_every_weight_method_makes_a_finite_step_or_is_refused_with_a_reason(weight, model, norm, folders):
     spec = JobSpec.model_validate(
-        {"weight": small(weight), "model": small(model), "norm": small(norm), "data": small("digits"), "batch_size": N}
+        {"weight": small(weight), "model": small(model), "norm": small(norm), "data": data_for(model), "batch_size": N}
     )
     assert_steps_or_is_refused(spec, (weight, model, norm) in REFUSED_WEIGHTS, folders)
 
@@ -104,6 +106,13 @@ def assert_steps_or_is_refused(spec: JobSpec, refused: bool, folders: DataFolder
     labels = torch.arange(N) if spec.data.task == "classification" else torch.randn(N, spec.data.num_outputs)
     start_step(net, spec.seed, 0)
     logits = net(images)
+def data_for(model: str) -> dict[str, Any]:
+    (spec,) = (spec for spec in MENU["model"] if kind_of(spec) == model)
+    return next(
+        small(kind_of(data)) for data in MENU["data"] if data(**SMALL.get(kind_of(data), {})).form in spec.takes
+    )
+
+
     assert logits.shape == (N, spec.data.num_outputs)
     loss_of(spec.data)(logits, labels).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())

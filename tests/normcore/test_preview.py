@@ -47,6 +47,28 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
             "take other data or another model"
         ),
     ),
+    "layers-are-square": (
+        {"model": {"kind": "deep_linear", "width": 8}, "data": {"kind": "gaussian"}},
+        "/model/width",
+        None,
+        (
+            "every layer is square, so that width must be the size of vectors and of targets, got width 8, vectors of "
+            "10 and targets of 10; set width to the data's size"
+        ),
+    ),
+    "no-activation-to-replace": (
+        {
+            "model": {"kind": "deep_linear"},
+            "data": {"kind": "gaussian"},
+            "norm": {"kind": "evonorm_s0", "num_groups": 2},
+        },
+        "/norm/kind",
+        "blocks.0.norm",
+        (
+            "a deep linear net has no activations, got EvoNormS0, which holds its own non-linearity in the place of "
+            "one; take a norm without"
+        ),
+    ),
     "no-branches": (
         {"model": {"kind": "plain", "depth": 8}, "weight": {"kind": "fixup"}},
         "/weight/kind",
