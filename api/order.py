@@ -43,7 +43,7 @@ async def _previewed(spec: Annotated[JobSpec, Body(openapi_examples=request_exam
             for reason in preview.reasons
         ]
         raise refuse("unbuildable", mistakes)
-    return Order(spec, preview)
+    return Order(preview.spec, preview)
 
 
 BuildableOrder = Annotated[Order, Depends(_previewed)]

@@ -15,6 +15,7 @@ from normcore.cost import flops_per_step, memory_mib
 from normcore.data.dataset import find
 from normcore.data.folders import DataFolders
 from normcore.data.measure import measured
+from normcore.data.measure import measured
 from normcore.data.order import check_batch_size
 from normcore.data.shaped import shaped
 from normcore.menu.datasets import DigitsSpec
@@ -34,6 +35,8 @@ POINTERS = {
     "channels-per-group-do-not-divide": "/norm/channels_per_group",
     "dataset-changed": "/data",
     "dataset-layout": "/data/path",
+    "dataset-changed": "/data",
+    "dataset-layout": "/data/path",
     "dataset-not-found": "/data/kind",
     "even-window": "/norm",
     "fan-in-of-one": "/weight/kind",
@@ -42,6 +45,8 @@ POINTERS = {
     "model-takes-other-data": "/data/kind",
     "more-ranks-than-samples": "/norm/virtual_ranks",
     "no-branches": "/weight/kind",
+    "no-image-column": "/data/image",
+    "no-label-column": "/data/label",
     "layers-are-square": "/model/width",
     "no-image-column": "/data/image",
     "no-activation-after-norm": "/norm/kind",
@@ -53,6 +58,9 @@ POINTERS = {
     "one-value-group": "/norm/num_groups",
     "one-value-layer": "/norm/kind",
     "one-value-virtual-batch": "/norm/virtual_batch_size",
+    "outside-data-folder": "/data/path",
+    "path-not-found": "/data/path",
+    "steps-do-not-fit": "/epochs",
     "outside-data-folder": "/data/path",
     "path-not-found": "/data/path",
     "steps-do-not-fit": "/epochs",
@@ -83,6 +91,8 @@ class Reason:
 class Preview:
     """What a job would be; where it cannot be built, what its model without norm, weight method and noise would be."""
 
+    spec: JobSpec
+    """The job, with the sizes of its data filled in."""
     spec: JobSpec
     """The job, with the sizes of its data filled in."""
     num_parameters: int

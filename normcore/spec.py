@@ -16,6 +16,7 @@ from normcore.menu.models import ModelSpec
 from normcore.menu.noises import NoiseSpec, NoNoiseSpec
 from normcore.menu.norms import BatchNormSpec, BatchRenormSpec, NormSpec, PowerNormSpec
 from normcore.menu.optimizers import OptimizerSpec, SgdSpec
+from normcore.menu.own_datasets import not_measured
 from normcore.menu.probes import ProbeSpec
 from normcore.menu.schedules import ConstantScheduleSpec, ScheduleSpec, StepScheduleSpec
 from normcore.menu.spec import MAX_STEPS, Spec
@@ -95,7 +96,8 @@ class JobSpec(Spec):
         self._check_devices()
         if self.steps is not None and self.epochs is not None:
             raise ValueError(f"give steps or epochs, not both, got steps {self.steps} and epochs {self.epochs}")
-        if self.num_steps > MAX_STEPS:
+        sized = self.epochs is None or self.data.num_train is not None
+        if sized and self.num_steps > MAX_STEPS:
             raise ValueError(
                 f"a job may have at most {MAX_STEPS:,} steps, got {self.num_steps:,} in {self.epochs:,} epochs of "
                 f"{self.steps_per_epoch:,} steps; order fewer epochs"
@@ -108,7 +110,8 @@ class JobSpec(Spec):
         kinds = [probe.kind for probe in self.probes]
         if len(kinds) != len(set(kinds)):
             raise ValueError(f"each kind of probe may stand once, got {kinds}; merge the probes of one kind")
-        self._check_that_nothing_comes_too_late()
+        if sized:
+            self._check_that_nothing_comes_too_late()
         return self
 
     def _check_devices(self) -> None:
@@ -152,15 +155,22 @@ class JobSpec(Spec):
 
     @property
     def num_steps(self) -> int:
-        """Optimizer updates in all."""
+        """Optimizer updates in all; raises `Refusal` where they hang on data that was not measured yet."""
         if self.epochs is None:
             return 1000 if self.steps is None else self.steps
         return self.epochs * self.steps_per_epoch
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in one pass over the training data."""
-        return max(1, self.data.num_train // self.batch_size)
+        """Whole batches in one pass over the training data; raises `Refusal` where it was not measured yet."""
+        return max(1, self.num_train // self.batch_size)
+
+    @property
+    def num_train(self) -> int:
+        """Training samples; raises `Refusal` where they were not counted yet, see `normcore.data.measure`."""
+        if self.data.num_train is None:
+            raise not_measured(self.data)
+        return self.data.num_train
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ from normcore.best import best_of
 from normcore.companions import accompanied
 from normcore.curves import Curves
 from normcore.data.folders import DataFolders
+from normcore.data.measure import measured
 from normcore.determinism import isolated
 from normcore.divergence import first_nonfinite_layer
 from normcore.evaluation import BATCH, Evaluation, evaluate
@@ -102,6 +103,7 @@ def train(
         [0.9]
     """
     device = torch.device(device)
+    spec = measured(spec, folders)
     if resume is not None and resume.step > spec.num_steps:
         raise ValueError(
             f"a snapshot must be of at most {spec.num_steps} steps, those of the job, got one of step {resume.step}; "

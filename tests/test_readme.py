@@ -73,6 +73,7 @@ def summary(part: type[Spec]) -> str:
 
 
 def knobs(part: type[Spec]) -> str:
-    """Each knob with its default, as JSON."""
+    """Each knob with its default, as JSON, or none where it must be given."""
     fields = part.model_fields.items()
-    return ", ".join(f"`{name}` {json.dumps(field.default)}" for name, field in fields if name != "kind") or "none"
+    defaults = {name: "" if field.is_required() else f" {json.dumps(field.default)}" for name, field in fields}
+    return ", ".join(f"`{name}`{default}" for name, default in defaults.items() if name != "kind") or "none"

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from normcore.menu.hub_datasets import Cifar100Spec, FashionMnistSpec, MnistSpec
 from normcore.menu.made_datasets import GaussianSpec
+from normcore.menu.own_datasets import ImageFolderSpec, ParquetSpec
 from normcore.menu.spec import Form, Spec, Task
 
 
@@ -76,4 +77,13 @@ class Cifar10Spec(Spec):
     shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
 
 
-DataSpec = DigitsSpec | Cifar10Spec | GaussianSpec | Cifar100Spec | MnistSpec | FashionMnistSpec
+DataSpec = (
+    DigitsSpec
+    | Cifar10Spec
+    | GaussianSpec
+    | Cifar100Spec
+    | MnistSpec
+    | FashionMnistSpec
+    | ImageFolderSpec
+    | ParquetSpec
+)

@@ -89,7 +89,7 @@ def test_json_that_is_no_job_is_refused(refused, content, pointer, code, detail)
     [
         ({"norm": {"kind": "batchnorm"}}, "/norm/kind", "on offer: none, batch, ghost, sync"),
         ({"model": {"kind": "alexnet"}}, "/model/kind", 'there is no model of kind "alexnet"; on offer: mlp, vgg'),
-        ({"data": {"kind": "mnist"}}, "/data/kind", "on offer: digits, cifar10"),
+        ({"data": {"kind": "imagenet"}}, "/data/kind", "on offer: digits, cifar10"),
         (
             {"norm": {"kind": "batch", "num_groups": 4}},
             "/norm/num_groups",

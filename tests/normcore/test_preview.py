@@ -1,6 +1,8 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -239,8 +241,58 @@ def test_what_cannot_be_built_is_refused_with_place_layer_both_values_and_remedy
     assert reasons(**parts) == [(code, pointer, layer, detail)]
 
 
+COUNTED = {"num_train": 9, "num_test": 1, "num_classes": 2, "fingerprint": "0" * 16}
+
+REFUSED_FILES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "dataset-changed": ({"path": "pets"} | COUNTED, "/data", "put them back, or order a new job"),
+    "dataset-layout": ({"path": "."}, "/data/path", "found no folder train in '.'"),
+    "no-image-column": (
+        {"kind": "parquet", "path": "own.parquet", "image": "picture"},
+        "/data/image",
+        "must have a column 'picture', got the columns image, label",
+    ),
+    "no-label-column": (
+        {"kind": "parquet", "path": "own.parquet", "label": "class"},
+        "/data/label",
+        "must have a column 'class', got the columns image, label",
+    ),
+    "outside-data-folder": ({"path": "../pets"}, "/data/path", "must stay below the data folder, got '../pets'"),
+    "path-not-found": ({"path": "pests"}, "/data/path", "something at path 'pests' in the data folder, found nothing"),
+    "steps-do-not-fit": ({"path": "pets"}, "/epochs", "warmup_steps is 100, and the job has 4 steps"),
+}
+"""By code: one's own data, and the place and a part of the sentence of its refusal."""
+
+
+@pytest.mark.parametrize("code", REFUSED_FILES)
+def test_files_that_are_no_dataset_are_refused_with_their_place(code, tmp_path):
+    for number in range(9):
+        (tmp_path / f"pets/train/{number % 2}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"pets/train/{number % 2}/{number}.png").touch()
+    pa.parquet.write_table(pa.table({"image": [b"", b""], "label": [0, 1]}), tmp_path / "own.parquet")
+    data, pointer, part = REFUSED_FILES[code]
+    late = {"epochs": 1, "schedule": {"kind": "constant", "warmup_steps": 100}} if code == "steps-do-not-fit" else {}
+    seen = preview(
+        job(data={"kind": "imagefolder"} | data, batch_size=2, **late), DataFolders(tmp_path, tmp_path, hub=False)
+    )
+    ((found, place, detail),) = [(reason.code, reason.pointer, reason.detail) for reason in seen.reasons]
+    assert (found, place) == (code, pointer)
+    assert part in detail
+    assert (seen.num_parameters, seen.num_steps) == (0, 0)
+
+
+def test_a_preview_holds_the_job_with_the_sizes_of_its_files(tmp_path):
+    for number in range(9):
+        (tmp_path / f"pets/train/{number % 2}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"pets/train/{number % 2}/{number}.png").touch()
+    order = job(data={"kind": "imagefolder", "path": "pets"}, epochs=2, batch_size=2)
+    seen = preview(order, DataFolders(tmp_path, tmp_path, hub=False))
+    assert seen.reasons == ()
+    assert (seen.num_steps, seen.steps_per_epoch, seen.spec.data.num_train) == (8, 4, 8)
+    assert seen.spec == JobSpec.model_validate_json(seen.spec.model_dump_json())
+
+
 def test_every_code_has_its_case():
-    assert REFUSED.keys() | {"dataset-not-found"} == POINTERS.keys()
+    assert REFUSED.keys() | REFUSED_FILES.keys() | {"dataset-not-found"} == POINTERS.keys()
 
 
 def test_a_dataset_that_is_not_there_is_refused_with_its_place(tmp_path):
@@ -319,6 +371,7 @@ def test_every_code_that_a_part_can_refuse_with_has_its_place_in_the_spec():
     # Refusals that no preview can meet: a model is built with the right channels and no masks, data is not read, and
     # a spec has kinds and knobs that exist.
     unmet = {code for code in raised if code.startswith("mask-")}
+    unmet |= {"not-measured", "unreadable-image"}
     unmet |= {"channels-differ", "dataset-incomplete", "no-such-knob", "no-such-norm"}
     assert raised - unmet <= POINTERS.keys()
     assert len(raised) > 5
