@@ -255,8 +255,10 @@ def _evaluations(
     """
     model, infer, data = learner.model, learner.infer, learner.data
     test = evaluate(learner, data.test_batches(BATCH))
+    validation = evaluate(learner, data.validation_batches(BATCH)) if data.num_validation else None
+    held_out = () if validation is None else validation.points(step, "validation")
     diagnoses = (Point(f"norm/{name}", step, value) for name, value in worst_diagnoses(model).items())
-    yield Metrics(step, (*test.points(step, "test"), *diagnoses))
+    yield Metrics(step, (*test.points(step, "test"), *held_out, *diagnoses))
     modules = list(model.modules())
     noisy = any(isinstance(module, Drawing) and module.draws for module in modules)
     if last and noisy and any(map(has_running_statistics, modules)):
@@ -264,7 +266,7 @@ def _evaluations(
         with recomputed_statistics(model, batches, infer=infer):
             recomputed = evaluate(learner, data.test_batches(BATCH))
         yield Metrics(step, recomputed.points(step, "test", "_recomputed"))
-    return test.loss, None
+    return test.loss, validation
 
 
 def _figures(probes: list[Probe], readings: list[Reading]) -> Iterator[Figure]:

@@ -32,6 +32,17 @@ class Arrays:
     """Like those of the training set."""
 
 
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Inputs and labels of one set, like those of `Arrays`."""
+
+    inputs: NDArray[Any]
+    labels: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
 def cached(folder: Path, make: Callable[[], Arrays]) -> Arrays:
     """The arrays in `folder`, one `.npy` file each; made and put there where the folder does not exist.
 

@@ -21,7 +21,7 @@ class Cifar10:
     def __init__(self, *, crop_padding: int = 0, flip: bool = False) -> None:
         self.crop_padding, self.flip = crop_padding, flip
         self._images = HuggingFaceImages(
-            "cifar10", "CIFAR-10", "uoft-cs/cifar10", "img", ("label",), Spec.shape, Spec.num_train, Spec.num_test
+            "cifar10", "CIFAR-10", "uoft-cs/cifar10", "img", ("label",), Spec.shape, Spec.num_samples, Spec.num_test
         )
 
     def find(self, folders: DataFolders) -> None:

@@ -31,7 +31,7 @@ class Cifar100:
         self.crop_padding, self.flip = crop_padding, flip
         self._column = COLUMNS.index(f"{labels}_label")
         self._images = HuggingFaceImages(
-            "cifar100", "CIFAR-100", "uoft-cs/cifar100", "img", COLUMNS, Spec.shape, Spec.num_train, Spec.num_test
+            "cifar100", "CIFAR-100", "uoft-cs/cifar100", "img", COLUMNS, Spec.shape, Spec.num_samples, Spec.num_test
         )
 
     def find(self, folders: DataFolders) -> None:

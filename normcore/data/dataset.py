@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from normcore.build import PARAMETER_DTYPES
-from normcore.data.arrays import Arrays
+from normcore.data.arrays import Arrays, Samples
 from normcore.data.batch import Batch
 from normcore.data.folders import DataFolders
 from normcore.data.images import Arrangement, Augmentation, Normalization, arranged
-from normcore.data.order import check_batch_size, shuffled
+from normcore.data.order import check_batch_size, grouped, shuffled
+from normcore.data.split import hold_out, mislabel
 from normcore.menu.datasets import DataSpec
+from normcore.menu.labelled import LabelledSpec
 from normcore.spec import JobSpec
 
 
@@ -43,8 +46,14 @@ def load(
         Refusal: The batch is larger than the training set.
     """
     data = _part(spec.data)
+    arrays, held, classes_per_batch = data.arrays(folders or DataFolders()), None, None
+    if isinstance(spec.data, LabelledSpec):
+        arrays, held = _divided(spec.data, arrays)
+        classes_per_batch = spec.data.classes_per_batch
     return Resident(
-        data.arrays(folders or DataFolders()),
+        arrays,
+        validation=held,
+        classes_per_batch=classes_per_batch,
         batch_size=spec.batch_size,
         seed=spec.seed,
         crop_padding=getattr(data, "crop_padding", 0),
@@ -59,6 +68,17 @@ def _part(spec: DataSpec) -> Any:
     return spec.part()(**spec.knobs())
 
 
+def _divided(spec: LabelledSpec, arrays: Arrays) -> tuple[Arrays, Samples | None]:
+    """Hold out the validation set, and only then make labels wrong."""
+    held = None
+    if spec.num_validation:
+        arrays, held = hold_out(arrays, spec.num_validation, seed=spec.split_seed)
+    if spec.label_noise:
+        labels = mislabel(arrays.train_labels, spec.label_noise, spec.num_outputs, seed=spec.split_seed)
+        arrays = replace(arrays, train_labels=labels)
+    return arrays, held
+
+
 def _arrangement(spec: DataSpec) -> Arrangement:
     return getattr(spec, "arrange", "images") if spec.form == "sequences" else "images"
 
@@ -66,10 +86,10 @@ def _arrangement(spec: DataSpec) -> Arrangement:
 class Resident:
     """A dataset on the device, and its batches.
 
-    An epoch is one shuffled pass in whole batches, see `normcore.data.order`. Order and augmentation are drawn on the
-    CPU from streams of their own, so a batch is a function of seed and step alone, on every device. Images stay bytes
-    there; their channels are normalized by the mean and the standard deviation of the training set, and a batch costs
-    one gather and one multiply-add. A batch of tokens or vectors costs one gather.
+    An epoch is one pass in whole batches, shuffled or a few classes a batch, see `normcore.data.order`. Order and
+    augmentation are drawn on the CPU from streams of their own, so a batch is a function of seed and step alone, on
+    every device. Images stay bytes there; their channels are normalized by the mean and the standard deviation of the
+    training set, and a batch costs one gather and one multiply-add. A batch of tokens or vectors costs one gather.
 
     Args:
         arrays: Inputs and labels. Inputs in uint8 are images, in int64 tokens, in float64 vectors.
@@ -78,6 +98,8 @@ class Resident:
         crop_padding: Pad training images by this many black pixels and cut out a random window of their size.
         flip: Mirror each training image left to right with probability one half.
         arrange: Whether images stay images or become sequences of rows or pixels, after augmentation.
+        validation: Samples held out of the training set, if any.
+        classes_per_batch: Fill each batch with this many classes, see `normcore.data.order.grouped`.
         device: Where the samples live.
         dtype: Of the batches' inputs, unless they are tokens, and of targets.
 
@@ -89,6 +111,7 @@ class Resident:
         train_labels: int64 `(num_train,)` or, in `dtype`, `(num_train, K)`.
         test_inputs: Like those of the training set.
         test_labels: Like those of the training set.
+        num_validation: Samples held out of the training set; `num_train` and `num_test` likewise.
         normalization: Of images; none where there are none.
         steps_per_epoch: Whole batches in the training set.
 
@@ -110,6 +133,8 @@ class Resident:
         crop_padding: int = 0,
         flip: bool = False,
         arrange: Arrangement = "images",
+        validation: Samples | None = None,
+        classes_per_batch: int | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -121,6 +146,11 @@ class Resident:
             _on(device, dtype, array)
             for array in (arrays.train_inputs, arrays.train_labels, arrays.test_inputs, arrays.test_labels)
         )
+        self._validation: tuple[Tensor, Tensor] | None = None
+        if validation is not None:
+            self._validation = _on(device, dtype, validation.inputs), _on(device, dtype, validation.labels)
+        self.num_validation = 0 if validation is None else len(validation)
+        self._classes, self._classes_per_batch = arrays.train_labels, classes_per_batch
         images, self._tokens = self.train_inputs.dtype == torch.uint8, self.train_inputs.dtype == torch.int64
         self.normalization = Normalization(self.train_inputs, dtype) if images else None
         self._arranged = arranged(arrange)
@@ -149,9 +179,14 @@ class Resident:
 
     def test_batches(self, size: int = 1000) -> Iterator[Batch]:
         """The test set in order, in batches of at most `size`, normalized like the training set and not augmented."""
-        for inputs, labels in zip(
-            torch.split(self.test_inputs, size), torch.split(self.test_labels, size), strict=True
-        ):
+        return self._in_order(self.test_inputs, self.test_labels, size)
+
+    def validation_batches(self, size: int = 1000) -> Iterator[Batch]:
+        """What was held out of the training set, likewise; nothing where nothing was."""
+        return iter(()) if self._validation is None else self._in_order(*self._validation, size)
+
+    def _in_order(self, all_inputs: Tensor, all_labels: Tensor, size: int) -> Iterator[Batch]:
+        for inputs, labels in zip(torch.split(all_inputs, size), torch.split(all_labels, size), strict=True):
             yield self._batch(inputs, labels)
 
     def _batch(self, inputs: Tensor, labels: Tensor) -> Batch:
@@ -163,7 +198,12 @@ class Resident:
 
     def _shuffle(self, epoch: int) -> None:
         """Draw order and augmentation of an epoch, and cut both into batches: a step then only picks its views."""
-        order = shuffled(self.num_train, self.batch_size, seed=self.seed, epoch=epoch).to(self.train_inputs.device)
+        stream = {"seed": self.seed, "epoch": epoch}
+        if self._classes_per_batch is None:
+            order = shuffled(self.num_train, self.batch_size, **stream)
+        else:
+            order = grouped(self._classes, self.batch_size, self._classes_per_batch, **stream)
+        order = order.to(self.train_inputs.device)
         self._indices, self._labels = order.unbind(), self.train_labels[order].unbind()
         if self._augmentation is not None:
             self._augmentation.draw(epoch, (self.steps_per_epoch, self.batch_size))

@@ -78,7 +78,7 @@ def _decode() -> Arrays:
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
     labels = digits.target.astype(np.int64)
-    cut = DigitsSpec.num_train
+    cut = DigitsSpec.num_samples
     return Arrays(images[:cut], labels[:cut], images[cut:], labels[cut:])
 
 

@@ -31,7 +31,7 @@ class FashionMnist:
             "image",
             ("label",),
             (1, NATIVE, NATIVE),
-            Spec.num_train,
+            Spec.num_samples,
             Spec.num_test,
         )
 

@@ -30,7 +30,7 @@ class Mnist:
         self.size, self.crop_padding = size, crop_padding
         shape = (1, NATIVE, NATIVE)
         self._images = HuggingFaceImages(
-            "mnist", "MNIST", "ylecun/mnist", "image", ("label",), shape, Spec.num_train, Spec.num_test
+            "mnist", "MNIST", "ylecun/mnist", "image", ("label",), shape, Spec.num_samples, Spec.num_test
         )
 
     def find(self, folders: DataFolders) -> None:

@@ -7,12 +7,13 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from normcore.menu.hub_datasets import Cifar100Spec, FashionMnistSpec, MnistSpec
+from normcore.menu.labelled import LabelledSpec
 from normcore.menu.made_datasets import GaussianSpec
 from normcore.menu.own_datasets import ImageFolderSpec, ParquetSpec
-from normcore.menu.spec import Form, Spec, Task
+from normcore.menu.spec import Form
 
 
-class DigitsSpec(Spec):
+class DigitsSpec(LabelledSpec):
     """Scikit-learn's handwritten digits: 1,797 real 8x8 grey images, ten classes; ships with the install.
 
     The last 360 images, by other writers than the first 1,437, are the test set.
@@ -26,9 +27,8 @@ class DigitsSpec(Spec):
     arrange: Literal["images", "rows", "pixels", "tokens"] = "images"
     """images; sequences of rows or pixels, from the top; or padded tokens, one for each inked pixel of the 8x8."""
     target: ClassVar[str] = "normcore.data.digits:Digits"
-    task: ClassVar[Task] = "classification"
     num_outputs: ClassVar[int] = 10
-    num_train: ClassVar[int] = 1437
+    num_samples: ClassVar[int] = 1437
     num_test: ClassVar[int] = 360
     vocabulary: ClassVar[int] = 257
     """Of tokens: four shades at each of 64 places, and padding."""
@@ -57,7 +57,7 @@ class DigitsSpec(Spec):
         ]
 
 
-class Cifar10Spec(Spec):
+class Cifar10Spec(LabelledSpec):
     """CIFAR-10 (Krizhevsky 2009): 60,000 colour images of 32x32, ten classes; `uoft-cs/cifar10` in parquet.
 
     Read from the data folder, or from the Hugging Face hub when it can be reached.
@@ -70,9 +70,8 @@ class Cifar10Spec(Spec):
     """Mirror each training image left to right with probability one half."""
     target: ClassVar[str] = "normcore.data.cifar10:Cifar10"
     form: ClassVar[Form] = "images"
-    task: ClassVar[Task] = "classification"
     num_outputs: ClassVar[int] = 10
-    num_train: ClassVar[int] = 50_000
+    num_samples: ClassVar[int] = 50_000
     num_test: ClassVar[int] = 10_000
     shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
 

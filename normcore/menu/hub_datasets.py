@@ -6,10 +6,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from normcore.menu.spec import Form, Spec, Task
+from normcore.menu.labelled import LabelledSpec
+from normcore.menu.spec import Form
 
 
-class Cifar100Spec(Spec):
+class Cifar100Spec(LabelledSpec):
     """CIFAR-100 (Krizhevsky 2009): 60,000 colour images of 32x32, 100 classes; `uoft-cs/cifar100` in parquet.
 
     Read from the data folder, or from the Hugging Face hub when it can be reached.
@@ -24,8 +25,7 @@ class Cifar100Spec(Spec):
     """Mirror each training image left to right with probability one half."""
     target: ClassVar[str] = "normcore.data.cifar100:Cifar100"
     form: ClassVar[Form] = "images"
-    task: ClassVar[Task] = "classification"
-    num_train: ClassVar[int] = 50_000
+    num_samples: ClassVar[int] = 50_000
     num_test: ClassVar[int] = 10_000
     shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
 
@@ -35,7 +35,7 @@ class Cifar100Spec(Spec):
         return 100 if self.labels == "fine" else 20
 
 
-class MnistSpec(Spec):
+class MnistSpec(LabelledSpec):
     """MNIST (LeCun et al. 1998): 70,000 grey handwritten digits of 28x28, ten classes; `ylecun/mnist` in parquet.
 
     Read from the data folder, or from the Hugging Face hub when it can be reached.
@@ -48,9 +48,8 @@ class MnistSpec(Spec):
     """Random crops after padding by this many pixels; 0 is none."""
     target: ClassVar[str] = "normcore.data.mnist:Mnist"
     form: ClassVar[Form] = "images"
-    task: ClassVar[Task] = "classification"
     num_outputs: ClassVar[int] = 10
-    num_train: ClassVar[int] = 60_000
+    num_samples: ClassVar[int] = 60_000
     num_test: ClassVar[int] = 10_000
 
     @property
@@ -59,7 +58,7 @@ class MnistSpec(Spec):
         return (1, self.size, self.size)
 
 
-class FashionMnistSpec(Spec):
+class FashionMnistSpec(LabelledSpec):
     """Fashion-MNIST (Xiao et al. 2017): 70,000 grey images of clothes, 28x28, ten classes; in parquet.
 
     `zalando-datasets/fashion_mnist`, read from the data folder, or from the Hugging Face hub when it can be reached.
@@ -74,9 +73,8 @@ class FashionMnistSpec(Spec):
     """Mirror each training image left to right with probability one half."""
     target: ClassVar[str] = "normcore.data.fashion_mnist:FashionMnist"
     form: ClassVar[Form] = "images"
-    task: ClassVar[Task] = "classification"
     num_outputs: ClassVar[int] = 10
-    num_train: ClassVar[int] = 60_000
+    num_samples: ClassVar[int] = 60_000
     num_test: ClassVar[int] = 10_000
 
     @property

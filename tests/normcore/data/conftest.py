@@ -22,7 +22,7 @@ Images = dict[str, NDArray[np.uint8]]
 @pytest.fixture
 def small(monkeypatch) -> None:
     """A CIFAR-10 of 40 training and 12 test images counts as complete."""
-    monkeypatch.setattr(Cifar10Spec, "num_train", 40)
+    monkeypatch.setattr(Cifar10Spec, "num_samples", 40)
     monkeypatch.setattr(Cifar10Spec, "num_test", 12)
 
 

@@ -104,7 +104,7 @@ from pathlib import Path
 from normcore.data.cifar10 import Cifar10
 from normcore.data.folders import DataFolders
 from normcore.menu.datasets import Cifar10Spec
-Cifar10Spec.num_train, Cifar10Spec.num_test = 40, 12
+Cifar10Spec.num_samples, Cifar10Spec.num_test = 40, 12
 Cifar10().arrays(DataFolders(Path(sys.argv[1]), Path(sys.argv[2])))
 """
 

@@ -160,3 +160,28 @@ def test_find_looks_for_the_dataset_of_the_spec(tmp_path):
     find(DigitsSpec(), folders)
     with pytest.raises(DatasetNotFound, match="cifar10 needs parquet files"):
         find(Cifar10Spec(), folders)
+
+
+FORMS = {
+    "gaussian": {"kind": "gaussian", "num_samples": 50},
+    "augmented": {"kind": "digits", "size": 8, "crop_padding": 2},
+    **{arrange: {"kind": "digits", "arrange": arrange} for arrange in ("rows", "pixels", "tokens")},
+    "divided": {"kind": "digits", "size": 8, "validation": 0.4, "label_noise": 0.3, "classes_per_batch": 3},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_whatever_the_data_a_batch_is_a_function_of_seed_and_step_alone(form, folders):
+    def loaded(seed: int) -> Resident:
+        job = {"model": {"kind": "mlp"}, "data": FORMS[form], "batch_size": 20, "seed": seed}
+        return load(JobSpec.model_validate(job), folders=folders)
+
+    first, second = loaded(5), loaded(5)
+    steps = [0, 1, first.steps_per_epoch - 1, first.steps_per_epoch, 3 * first.steps_per_epoch + 1]
+    batches = [first.batch(step) for step in steps]
+    assert not torch.equal(loaded(6).batch(0).labels, batches[0].labels)
+    for step, batch in reversed(list(zip(steps, batches, strict=True))):
+        again = second.batch(step)
+        assert torch.equal(again.inputs, batch.inputs)
+        assert torch.equal(again.labels, batch.labels)
+        assert again.mask is batch.mask is None or torch.equal(again.mask, batch.mask)

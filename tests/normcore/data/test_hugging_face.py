@@ -23,7 +23,7 @@ SPECS = (Cifar100Spec, MnistSpec, FashionMnistSpec)
 def folders(tmp_path, monkeypatch) -> DataFolders:
     """Datasets of 10 training and 4 test images count as complete."""
     for spec in SPECS:
-        monkeypatch.setattr(spec, "num_train", 10)
+        monkeypatch.setattr(spec, "num_samples", 10)
         monkeypatch.setattr(spec, "num_test", 4)
     return DataFolders(tmp_path / "data", tmp_path / "cache", hub=False)
 
