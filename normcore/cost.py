@@ -16,7 +16,6 @@ from normcore.data.batch import Batch
 from normcore.data.shaped import shaped
 from normcore.menu.optimizers import OptimizerSpec
 from normcore.menu.own_datasets import OwnImagesSpec
-from normcore.menu.own_datasets import OwnImagesSpec
 from normcore.noise.noise import start_step
 from normcore.objective import Loss, loss_of
 from normcore.spec import JobSpec

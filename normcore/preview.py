@@ -15,7 +15,6 @@ from normcore.cost import flops_per_step, memory_mib
 from normcore.data.dataset import find
 from normcore.data.folders import DataFolders
 from normcore.data.measure import measured
-from normcore.data.measure import measured
 from normcore.data.order import check_batch_size
 from normcore.data.shaped import shaped
 from normcore.menu.datasets import DigitsSpec
@@ -35,25 +34,27 @@ POINTERS = {
     "channels-per-group-do-not-divide": "/norm/channels_per_group",
     "dataset-changed": "/data",
     "dataset-layout": "/data/path",
-    "dataset-changed": "/data",
-    "dataset-layout": "/data/path",
     "dataset-not-found": "/data/kind",
     "even-window": "/norm",
     "fan-in-of-one": "/weight/kind",
     "groups-do-not-divide": "/norm/num_groups",
+    "heads-do-not-divide": "/model/heads",
     "image-too-small": "/data/size",
+    "maps-not-in-sequence": "/weight/kind",
     "model-takes-other-data": "/data/kind",
+    "layers-are-square": "/model/width",
     "more-ranks-than-samples": "/norm/virtual_ranks",
+    "no-activation-after-norm": "/norm/kind",
+    "no-activation-to-replace": "/norm/kind",
     "no-branches": "/weight/kind",
     "no-image-column": "/data/image",
     "no-label-column": "/data/label",
-    "layers-are-square": "/model/width",
-    "no-image-column": "/data/image",
-    "no-activation-after-norm": "/norm/kind",
-    "no-activation-to-replace": "/norm/kind",
-    "no-label-column": "/data/label",
+    "muon-without-matrices": "/optimizer/kind",
     "norm-activates": "/model/activation",
     "norm-after-zero": "/norm/kind",
+    "norm-not-affine": "/norm/affine",
+    "norm-not-in-cell": "/norm/kind",
+    "norm-takes-no-mask": "/norm/kind",
     "one-pixel-map": "/norm/kind",
     "one-value-group": "/norm/num_groups",
     "one-value-layer": "/norm/kind",
@@ -61,12 +62,11 @@ POINTERS = {
     "outside-data-folder": "/data/path",
     "path-not-found": "/data/path",
     "steps-do-not-fit": "/epochs",
-    "outside-data-folder": "/data/path",
-    "path-not-found": "/data/path",
-    "steps-do-not-fit": "/epochs",
+    "patch-does-not-divide": "/model/patch",
     "too-few-values-to-whiten": "/norm/channels_per_group",
     "too-many-parameters": "/model",
     "virtual-batch-does-not-divide": "/norm/virtual_batch_size",
+    "weights-in-cell": "/weight/kind",
 }
 """Where in the spec a refusal is to be mended, by its code; the whole spec for one that is not here."""
 
@@ -91,8 +91,6 @@ class Reason:
 class Preview:
     """What a job would be; where it cannot be built, what its model without norm, weight method and noise would be."""
 
-    spec: JobSpec
-    """The job, with the sizes of its data filled in."""
     spec: JobSpec
     """The job, with the sizes of its data filled in."""
     num_parameters: int

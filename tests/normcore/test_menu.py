@@ -22,9 +22,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "vgg": {"width": 0.0625},
     "resnet": {"depth": 8, "width": 0.25},
     "plain": {"depth": 8, "width": 0.25},
+    "deep_linear": {"depth": 3},
     "group": {"num_groups": 2},
     "evonorm_s0": {"num_groups": 2},
-    "deep_linear": {"depth": 3},
     "ghost": {"virtual_batch_size": 2},
     "sync": {"virtual_ranks": 2},
     "batch_renorm": {"warmup_steps": 1, "r_steps": 3, "d_steps": 2},
@@ -39,13 +39,13 @@ SMALL: dict[str, dict[str, Any]] = {
 """Knobs that make a part small enough for a test."""
 
 REFUSED = {
+    *(("deep_linear", kind) for kind in ("instance", "switchable", "filter_response", "evonorm_s0", "evonorm_b0")),
     ("mlp", "instance"),
     ("mlp", "switchable"),
     ("mlp", "filter_response"),
     ("resnet", "filter_response"),
     ("resnet", "evonorm_s0"),
     ("resnet", "evonorm_b0"),
-    *(("deep_linear", kind) for kind in ("instance", "switchable", "filter_response", "evonorm_s0", "evonorm_b0")),
 }
 """Models on whose maps a norm can do nothing, or in which no activation follows every norm."""
 
@@ -106,6 +106,13 @@ def test_every_combination_makes_a_finite_step_or_is_refused_with_a_reason(norm,
     assert_steps_or_is_refused(spec, (model, norm) in REFUSED, folders)
 
 
+def data_for(model: str) -> dict[str, Any]:
+    (spec,) = (spec for spec in MENU["model"] if kind_of(spec) == model)
+    return next(
+        small(kind_of(data)) for data in MENU["data"] if data(**SMALL.get(kind_of(data), {})).form in spec.takes
+    )
+
+
 @pytest.mark.parametrize(("weight", "model", "norm"), WEIGHED)
 def test_every_weight_method_makes_a_finite_step_or_is_refused_with_a_reason(weight, model, norm, folders):
     spec = JobSpec.model_validate(
@@ -126,13 +133,6 @@ def assert_steps_or_is_refused(spec: JobSpec, refused: bool, folders: DataFolder
     labels = torch.arange(N) if spec.data.task == "classification" else torch.randn(N, spec.data.num_outputs)
     start_step(net, spec.seed, 0)
     logits = net(images)
-def data_for(model: str) -> dict[str, Any]:
-    (spec,) = (spec for spec in MENU["model"] if kind_of(spec) == model)
-    return next(
-        small(kind_of(data)) for data in MENU["data"] if data(**SMALL.get(kind_of(data), {})).form in spec.takes
-    )
-
-
     assert logits.shape == (N, spec.data.num_outputs)
     loss_of(spec.data)(logits, labels).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
