@@ -60,7 +60,9 @@ class GlobalState:
             torch.cuda.set_rng_state(self.cuda_rng, self.device)
 
 
-def isolated(records: Generator[Record], *, deterministic: bool, device: torch.device) -> Iterator[Record]:
+def isolated(
+    records: Generator[Record], *, deterministic: bool, device: torch.device, tf32: bool = False
+) -> Iterator[Record]:
     """Run a training's generator in a global state of its own; whenever it waits, its caller's is back.
 
     So two trainings may take turns in one process, one deterministic and one not, and a caller's random numbers are
@@ -70,6 +72,7 @@ def isolated(records: Generator[Record], *, deterministic: bool, device: torch.d
         records: The training.
         deterministic: Allow only algorithms that give the same bits every time.
         device: Where it computes.
+        tf32: Let a GPU round the factors of float32 products to 10 bits.
     """
     if deterministic and device.type == "cuda":
         # cuBLAS reads it once, when it starts; without it torch refuses matrix products in deterministic mode.
@@ -81,9 +84,9 @@ def isolated(records: Generator[Record], *, deterministic: bool, device: torch.d
         warn_only=False,
         cudnn_deterministic=deterministic,
         cudnn_benchmark=not deterministic,
-        # float32 means float32: probes look at differences that the shorter factors would drown.
-        cudnn_tf32=False,
-        matmul_tf32=False,
+        # Unless asked, float32 means float32: probes look at differences that the shorter factors would drown.
+        cudnn_tf32=tf32,
+        matmul_tf32=tf32,
         rng=callers.rng,
         cuda_rng=callers.cuda_rng,
         device=device,

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from normcore.averages import Averages
 from normcore.build import build_model
+from normcore.compilation import Compiled
 from normcore.data.batch import Batch
 from normcore.data.dataset import load
 from normcore.data.folders import DataFolders
 from normcore.menu.optimizers import OptimizerSpec
+from normcore.micro_batches import loss_with_gradients, micro_batches
 from normcore.noise.noise import Drawing, start_step
 from normcore.norms.norm import Norm
 from normcore.objective import loss_of
 from normcore.optimizers.adaptive_clipping import AdaptiveClipping
+from normcore.optimizers.norm_clipping import NormClipping
+from normcore.precision import PRECISIONS
 from normcore.ranks import ALONE, Ranks
+from normcore.records import Remark
 from normcore.spec import JobSpec
 from normcore.weights.spectral import spectral_norms
 from normcore.weights.weight_norm import initialize_from_data, wants_data
@@ -39,29 +45,37 @@ class Learner:
         model: In training mode.
         data: Resident on the device.
         optimizer: Fused.
+        scaler: Of the loss, under float16.
+        averages: Of the weights, where the job asks for them.
         classifies: Whether labels are classes, so that there is an accuracy.
     """
 
     def __init__(
         self, spec: JobSpec, device: torch.device, folders: DataFolders | None = None, ranks: Ranks = ALONE
     ) -> None:
-        self.ranks = ranks
+        self.ranks, self.device = ranks, device
         self.data = load(spec, device=device, folders=folders)
         # Convolutions, with norms of every kind, are as fast or faster with the channels in the last place of memory.
         self.model = build_model(spec, device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer: torch.optim.Optimizer = spec.optimizer.part()(spec.optimizer, self.model)
         self._seed, self._parameters = ranks.seed(spec.seed), list(self.model.parameters())
-        self._clipping = _clipping(spec.optimizer, self.model)
+        self._clippings = list(_clippings(spec.optimizer, self.model))
         self._spectral_norms = spectral_norms(self.model)
         norms = [module for module in self.model.modules() if isinstance(module, Norm) and module.remembers]
         self._memories = [buffer for norm in norms for buffer in norm.buffers()]
         self._draws = any(isinstance(module, Drawing) and module.draws for module in self.model.modules())
-        self._loss, self.classifies = loss_of(spec.data), spec.data.task == "classification"
-        self._bfloat16 = spec.precision == "bfloat16"
-        self._precision = torch.autocast(device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
+        self._loss, self.classifies = loss_of(spec.data, spec.label_smoothing), spec.data.task == "classification"
+        precision = PRECISIONS[spec.precision]
+        self._autocasts, self._precision = precision.autocasts, precision.scope(device)
+        self.scaler, self._parts = precision.scaler(device), spec.accumulation
+        self.averages = None if spec.ema is None else Averages(self.model, spec.ema)
+        self._compiled = Compiled(self.model) if spec.compile else None
         # Fused optimizers make no update while `found_inf` is 1.
         self._diverged, self._one = (f((), dtype=torch.float32, device=device) for f in (torch.zeros, torch.ones))
-        self.optimizer.found_inf = self._diverged
+        # The same tensor, unless a step may also be left out because float16 overflowed.
+        self._overflown = None if self.scaler is None else torch.zeros_like(self._diverged)
+        self._blocked = self._diverged if self.scaler is None else torch.zeros_like(self._diverged)
+        self.optimizer.found_inf = self._blocked
 
     def begin(self) -> None:
         """Let the first batch choose those initial values that are to be chosen by data.
@@ -70,16 +84,28 @@ class Learner:
         """
         if wants_data(self.model):
             # The whole batch on every rank: it is to choose what it would choose on a single device.
-            initialize_from_data(self.model, lambda: self._forward(1, self.data.batch(0)))
+            initialize_from_data(self.model, lambda: self._draw_and_infer(0, self.data.batch(0)))
         self.ranks.follow(self.model.state_dict().values())
+        if self.averages is not None:
+            self.averages.begin()
+
+    def compile(self, step: int) -> Iterator[Remark]:
+        """Compile the model where that was ordered, and say what came of it; a training pass tries it, and leaves no
+        trace.
+
+        Args:
+            step: Updates done so far.
+        """
+        if self._compiled is not None:
+            code, detail = self._compiled.attempt(lambda: self.forward(step + 1)[0])
+            yield Remark(step, code, detail)
 
     def infer(self, batch: Batch) -> Tensor:
         """The model's outputs for a batch, `(N, num_outputs)` in float32 or better; labels do not count."""
         with self._precision:
-            outputs: Tensor = (
-                self.model(batch.inputs) if batch.mask is None else self.model(batch.inputs, mask=batch.mask)
-            )
-        return outputs.float() if self._bfloat16 else outputs
+            model = self.model if self._compiled is None else self._compiled.callable()
+            outputs: Tensor = model(batch.inputs) if batch.mask is None else model(batch.inputs, mask=batch.mask)
+        return outputs.float() if self._autocasts else outputs
 
     def forward(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, outputs and labels of the batch of update number `step`, the first being 1, with its noise.
@@ -110,11 +136,30 @@ class Learner:
         return again
 
     def _forward(self, step: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        if self._parts == 1 and self.scaler is None:
+            outputs = self._draw_and_infer(step - 1, batch)
+            loss = self._loss(outputs, batch.labels)
+        else:
+            kept: list[Tensor] = []
+            parts = [
+                partial(self._part, (step - 1) * self._parts + number, part, kept)
+                for number, part in enumerate(micro_batches(batch, self._parts))
+            ]
+            scale = None if self.scaler is None else self.scaler.scale
+            loss, outputs = loss_with_gradients(parts, self._parameters, scale), torch.cat(kept)
+        return self.ranks.joined(loss, self.model, mean=self.classifies), outputs, batch.labels
+
+    def _part(self, draw: int, batch: Batch, kept: list[Tensor]) -> Tensor:
+        """What a micro-batch adds to the loss of its batch."""
+        outputs = self._draw_and_infer(draw, batch)
+        kept.append(outputs.detach())
+        loss = self._loss(outputs, batch.labels)
+        return loss / self._parts if self.classifies else loss
+
+    def _draw_and_infer(self, draw: int, batch: Batch) -> Tensor:
         if self._draws:
-            start_step(self.model, self._seed, step - 1)
-        outputs = self.infer(batch)
-        loss = self.ranks.joined(self._loss(outputs, batch.labels), self.model, mean=self.classifies)
-        return loss, outputs, batch.labels
+            start_step(self.model, self._seed, draw)
+        return self.infer(batch)
 
     def backward(self, loss: Tensor) -> None:
         """Leave the gradients of a loss in the parameters' `.grad`."""
@@ -128,7 +173,12 @@ class Learner:
 
         Whatever comes to stand here is in every snapshot, and is written back into where it is resumed.
         """
-        return {"diverged": self._diverged}
+        tensors = {"diverged": self._diverged}
+        if self.scaler is not None:
+            tensors |= self.scaler.state()
+        if self.averages is not None:
+            tensors |= {f"ema.{name}": value for name, value in self.averages.state().items()}
+        return tensors
 
     def finite(self) -> bool:
         """Whether all parameters are finite; waits for the device."""
@@ -138,20 +188,34 @@ class Learner:
         """Make the update of a loss after its backward pass.
 
         Once a loss was not finite no update is made any more. The device decides it, without the host having to wait:
-        so when the host sees such a loss some steps later, the model is still as that loss found it.
+        so when the host sees such a loss some steps later, the model is still as that loss found it. Under float16 the
+        update of a gradient that overflowed is not made either, and that is no divergence: the next are.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_multiple"]
         # What gradient scalers use: sets the flag where a value is not finite, and multiplies the values by one.
         torch._amp_foreach_non_finite_check_and_unscale_([loss.detach()], self._diverged, self._one)
-        if self._clipping is not None:
-            self._clipping.clip()
+        if self._overflown is not None:
+            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            self._overflown.zero_()
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._overflown, self._one)
+            torch.maximum(self._diverged, self._overflown, out=self._blocked)
+        for clipping in self._clippings:
+            clipping.clip()
         self.optimizer.step()
         for spectral_norm, weight in self._spectral_norms:
-            spectral_norm.advance(weight, unless=self._diverged)
+            spectral_norm.advance(weight, unless=self._blocked)
         if self._memories:
             self.ranks.follow(self._memories)
+        if self.averages is not None:
+            self.averages.advance(unless=self._blocked)
+        if self.scaler is not None and self._overflown is not None:
+            self.scaler.advance(self._overflown, unless=self._diverged)
 
 
-def _clipping(spec: OptimizerSpec, model: nn.Module) -> AdaptiveClipping | None:
-    return None if spec.adaptive_clipping is None else AdaptiveClipping(model, spec.adaptive_clipping)
+def _clippings(spec: OptimizerSpec, model: nn.Module) -> Iterator[AdaptiveClipping | NormClipping]:
+    if spec.adaptive_clipping is not None:
+        yield AdaptiveClipping(model, spec.adaptive_clipping)
+    # The last: the limit on the whole holds of what the optimizer is given.
+    if spec.clip_norm is not None:
+        yield NormClipping(model.parameters(), spec.clip_norm)

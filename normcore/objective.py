@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 from torch.nn import functional
@@ -26,9 +27,19 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().sum()
 
 
-def loss_of(data: DataSpec) -> Loss:
-    """Mean cross entropy where the labels are classes, summed squared error where they are targets."""
-    return functional.cross_entropy if data.task == "classification" else squared_error
+def loss_of(data: DataSpec, label_smoothing: float = 0.0) -> Loss:
+    """Mean cross entropy where the labels are classes, summed squared error where they are targets.
+
+    Args:
+        data: What is learned.
+        label_smoothing: Of the probability that a label gives to its class, the part that is spread evenly over
+            all classes (Szegedy et al. 2016, section 7).
+    """
+    if data.task != "classification":
+        return squared_error
+    if label_smoothing == 0:
+        return functional.cross_entropy
+    return partial(functional.cross_entropy, label_smoothing=label_smoothing)
 
 
 def hits(outputs: Tensor, labels: Tensor) -> Tensor:

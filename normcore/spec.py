@@ -64,8 +64,17 @@ class JobSpec(Spec):
     """Passes over the training data, in whole batches; instead of steps."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Seeds the streams of initial weights, data order, augmentation and noise, each its own."""
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    """bfloat16 computes under autocast with float32 weights; statistics stay in float32 or better."""
+    precision: Literal["float32", "tf32", "bfloat16", "float16", "float64"] = "float32"
+    """bfloat16 and float16 compute under autocast with float32 weights, float16 with a scaled loss; statistics stay in
+    float32 or better. tf32 is float32 whose products a GPU may take with factors of 10 bits."""
+    accumulation: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    """Micro-batches that a batch is computed in, one after the other, for less memory; norms of the batch see one."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The part of a label that is spread evenly over all classes, in training; evaluations have none."""
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Decay of an average of the weights over the updates, which is evaluated beside them: none, or such as 0.999."""
+    compile: bool = False
+    """Train with the model compiled by torch.compile, where it can be; else the run says why not."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the worker's device."""
     deterministic: bool = False
@@ -110,6 +119,16 @@ class JobSpec(Spec):
         kinds = [probe.kind for probe in self.probes]
         if len(kinds) != len(set(kinds)):
             raise ValueError(f"each kind of probe may stand once, got {kinds}; merge the probes of one kind")
+        if self.batch_size % (self.devices * self.accumulation):
+            raise ValueError(
+                f"accumulation must divide the batch of a device, got accumulation {self.accumulation} and batch_size "
+                f"{self.batch_size} on devices {self.devices}; take a divisor, or another batch_size"
+            )
+        if self.label_smoothing and self.data.task != "classification":
+            raise ValueError(
+                f"label_smoothing needs labels that are classes, got label_smoothing {self.label_smoothing:g} and data "
+                f"{self.data.kind} of targets; set it to 0"
+            )
         if sized:
             self._check_that_nothing_comes_too_late()
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from importlib.util import find_spec
 from math import isfinite, nan
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from normcore.best import best_of
 from normcore.companions import accompanied
 from normcore.curves import Curves
+from normcore.data.batch import Batch
 from normcore.data.folders import DataFolders
 from normcore.data.measure import measured
 from normcore.determinism import isolated
@@ -20,7 +21,7 @@ from normcore.evaluation import BATCH, Evaluation, evaluate
 from normcore.foresight import verify
 from normcore.learner import Learner
 from normcore.menu.norms import BatchNormSpec
-from normcore.noise.noise import Drawing
+from normcore.noise.noise import Drawing, Noise, start_step
 from normcore.norms.diagnosis import worst_diagnoses
 from normcore.probes.probe import Probe, Replay
 from normcore.ranks import ALONE, Ranks
@@ -117,7 +118,7 @@ def train(
     records = _train(spec, device, folders, resume, stop, Ranks(0, spec.devices))
     if spec.devices > 1:
         records = accompanied(records, spec, device, folders, resume)
-    return isolated(records, deterministic=spec.deterministic, device=device)
+    return isolated(records, deterministic=spec.deterministic, device=device, tf32=spec.precision == "tf32")
 
 
 def attend(
@@ -133,7 +134,7 @@ def attend(
     The arguments are those of `train`.
     """
     records = _train(spec, device, folders, resume, None, ranks)
-    for _ in isolated(records, deterministic=spec.deterministic, device=device):
+    for _ in isolated(records, deterministic=spec.deterministic, device=device, tf32=spec.precision == "tf32"):
         pass
 
 
@@ -155,6 +156,7 @@ def _train(
 
     curves = Curves(spec.record_every, device, classifies=learner.classifies, ranks=ranks)
     yield from ranks.remarks(model, done)
+    yield from _remarks(spec, learner, done)
     for step in range(done + 1, spec.num_steps + 1):
         due = [probe for probe in probes if step % probe.every == 0]
         replay = learner.replay(step) if due else None
@@ -189,7 +191,7 @@ def _train(
             yield Metrics(step, tuple(Point(f"{reading.probe}/{key}", step, v) for key, v in reading.scalars.items()))
         if evaluating or saving or stopping:
             _gather_statistics(spec, learner)
-        test_loss, validation = (yield from _evaluations(learner, step, last=last)) if evaluating else (nan, None)
+        test_loss, validation = (yield from _evaluations(spec, learner, step, last=last)) if evaluating else (nan, None)
         best = best if validation is None else best_of(best, step, validation)
         is_best = best is not None and best.step == step
         saving = saving or is_best
@@ -246,10 +248,12 @@ def _gather_statistics(spec: JobSpec, learner: Learner) -> None:
 
 
 def _evaluations(
-    learner: Learner, step: int, *, last: bool
+    spec: JobSpec, learner: Learner, step: int, *, last: bool
 ) -> Generator[Metrics, None, tuple[float, Evaluation | None]]:
     """The evaluation at a step, with what norms say of their own arithmetic in the step's training pass; at the last
-    one also with statistics that noise did not mislead, where there is noise.
+    one, where there is noise, also with statistics that noise did not mislead (`_recomputed`), and with the noise of
+    training under the statistics of evaluation (`_noisy`); and with the average of the weights (`_ema`), where one is
+    kept.
 
     Returns the loss on the test set, and the evaluation of the validation set where there is one.
     """
@@ -258,8 +262,16 @@ def _evaluations(
     validation = evaluate(learner, data.validation_batches(BATCH)) if data.num_validation else None
     held_out = () if validation is None else validation.points(step, "validation")
     diagnoses = (Point(f"norm/{name}", step, value) for name, value in worst_diagnoses(model).items())
-    yield Metrics(step, (*test.points(step, "test"), *held_out, *diagnoses))
+    yield Metrics(step, (*test.points(step, "test"), *held_out, *diagnoses, *_scaling(learner, step)))
+    if learner.averages is not None:
+        with learner.averages.in_place(model):
+            _gather_statistics(spec, learner)
+            averaged = evaluate(learner, data.test_batches(BATCH))
+        yield Metrics(step, averaged.points(step, "test", "_ema"))
     modules = list(model.modules())
+    if last and any(isinstance(module, Noise) and module.draws for module in modules):
+        disturbed = evaluate(learner, _disturbed(spec, learner, data.test_batches(BATCH)))
+        yield Metrics(step, disturbed.points(step, "test", "_noisy"))
     noisy = any(isinstance(module, Drawing) and module.draws for module in modules)
     if last and noisy and any(map(has_running_statistics, modules)):
         batches = (learner.batch(1 + number) for number in range(min(data.steps_per_epoch, RECOMPUTE_BATCHES)))
@@ -267,6 +279,42 @@ def _evaluations(
             recomputed = evaluate(learner, data.test_batches(BATCH))
         yield Metrics(step, recomputed.points(step, "test", "_recomputed"))
     return test.loss, validation
+
+
+def _scaling(learner: Learner, step: int) -> tuple[Point, ...]:
+    """How the scale of the loss fares, under float16."""
+    if learner.scaler is None:
+        return ()
+    scale, skipped = learner.scaler.scale.item(), learner.scaler.skipped.item()
+    return Point("train/loss_scale", step, scale), Point("train/skipped_steps", step, skipped)
+
+
+def _disturbed(spec: JobSpec, learner: Learner, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Batches for an evaluation, at each of which the noise layers draw as in training, from a stream of their own;
+    all other layers evaluate.
+    """
+    layers = [module for module in learner.model.modules() if isinstance(module, Noise)]
+    for number, batch in enumerate(batches):
+        for layer in layers:
+            layer.train()
+        start_step(learner.model, stream_seed(spec.seed, "noisy test"), number)
+        yield batch
+
+
+def _remarks(spec: JobSpec, learner: Learner, step: int) -> Iterator[Remark]:
+    """What a reader should know of how this training computes."""
+    if spec.precision == "tf32" and learner.device.type != "cuda":
+        yield Remark(step, "tf32-is-float32", "tf32 is a way in which GPUs multiply; on this device it is float32")
+    if spec.accumulation > 1:
+        size = spec.batch_size // (spec.devices * spec.accumulation)
+        detail = f"each update is that of {spec.accumulation} micro-batches of {size} samples"
+        if any(map(has_running_statistics, learner.model.modules())):
+            detail += (
+                f"; norms with batch statistics see the {size} samples of one, and their running statistics "
+                f"move {spec.accumulation} times an update"
+            )
+        yield Remark(step, "micro-batches", detail)
+    yield from learner.compile(step)
 
 
 def _figures(probes: list[Probe], readings: list[Reading]) -> Iterator[Figure]:

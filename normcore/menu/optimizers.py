@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from normcore.menu.spec import Eps, Lr, NonNegative, Spec
 
 AdaptiveClipping = Annotated[float, Field(gt=0, le=1e6)] | None
+ClipNorm = Annotated[float, Field(gt=0, le=1e6)] | None
 
 
 class SgdSpec(Spec):
@@ -24,6 +25,8 @@ class SgdSpec(Spec):
     adaptive_clipping: AdaptiveClipping = None
     """Longest gradient of an output unit, as a multiple of its weights' length (Brock et al. 2021): none, or the
     paper's 0.01. The classifier is not clipped."""
+    clip_norm: ClipNorm = None
+    """Longest gradient of all parameters together: none, or a length. After adaptive_clipping, where both are set."""
     target: ClassVar[str] = "normcore.optimizers.sgd:build"
 
     @model_validator(mode="after")
@@ -47,7 +50,39 @@ class AdamWSpec(Spec):
     adaptive_clipping: AdaptiveClipping = None
     """Longest gradient of an output unit, as a multiple of its weights' length (Brock et al. 2021): none, or the
     paper's 0.01. The classifier is not clipped."""
+    clip_norm: ClipNorm = None
+    """Longest gradient of all parameters together: none, or a length. After adaptive_clipping, where both are set."""
     target: ClassVar[str] = "normcore.optimizers.adamw:build"
 
 
-OptimizerSpec = SgdSpec | AdamWSpec
+class MuonSpec(Spec):
+    """Momentum made orthogonal for matrices between hidden layers (Jordan et al. 2024), AdamW for everything else."""
+
+    kind: Literal["muon"] = "muon"
+    lr: Lr = 0.02
+    """Of the matrices."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    nesterov: bool = True
+    adjust_lr: Literal["original", "match_rms_adamw"] = "original"
+    """What a matrix's shape makes of lr: times sqrt(max(1, rows / columns)), or times 0.2 sqrt(max(rows, columns)),
+    which suits an lr tuned for AdamW."""
+    adamw_lr: Lr = 1e-3
+    """Of all other parameters; both follow the schedule."""
+    weight_decay: NonNegative = 0.01
+    decay_norm_parameters: bool = False
+    """Let weight decay shrink the scales and shifts of norms and the gains of weight methods too."""
+    adaptive_clipping: AdaptiveClipping = None
+    """Longest gradient of an output unit, as a multiple of its weights' length (Brock et al. 2021): none, or the
+    paper's 0.01. The classifier is not clipped."""
+    clip_norm: ClipNorm = None
+    """Longest gradient of all parameters together: none, or a length. After adaptive_clipping, where both are set."""
+    target: ClassVar[str] = "normcore.optimizers.muon:build"
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0, got momentum 0; set momentum, or nesterov to false")
+        return self
+
+
+OptimizerSpec = SgdSpec | AdamWSpec | MuonSpec
