@@ -24,6 +24,7 @@ from normcore.menu.spec import MAX_PARAMETERS
 from normcore.menu.weights import NoWeightSpec
 from normcore.norms.none import NoNorm
 from normcore.norms.padding import check_padding
+from normcore.optimizers.muon import matrices
 from normcore.refusal import Refusal
 from normcore.spec import JobSpec
 
@@ -152,6 +153,8 @@ def preview(spec: JobSpec, folders: DataFolders | None = None) -> Preview:
     whole = _attempt(reasons, None, partial(build_model, spec, device="meta")) if norms_fit else None
     built = model if whole is None else whole
     _attempt(reasons, _largest_layer(built), partial(_check_size, built))
+    if spec.optimizer.kind == "muon":
+        _attempt(reasons, None, partial(matrices, built))
     # What no layer refuses when it is built, it may refuse when it is used: norms inside an LSTM see batches only here.
     memory = None if whole is None else _attempt(reasons, None, partial(memory_mib, spec))
     return Preview(
@@ -187,7 +190,8 @@ def _norm_inputs(plain: JobSpec) -> dict[torch.Size, str]:
         if isinstance(module, NoNorm):
             module.register_forward_pre_hook(partial(remember, path))
     with torch.no_grad():
-        shaped(plain.data, plain.batch_size, next(model.parameters()).dtype).through(model)
+        size = plain.batch_size // plain.accumulation
+        shaped(plain.data, size, next(model.parameters()).dtype).through(model)
     return layers
 
 

@@ -225,6 +225,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
             "set batch_size to at most 1437"
         ),
     ),
+    "muon-without-matrices": (
+        {"optimizer": {"kind": "muon"}},
+        "/optimizer/kind",
+        None,
+        (
+            "muon updates matrices between hidden layers, so that there must be some, got a model whose parameters "
+            "beside the classifier are convolutions and vectors; take adamw or sgd, or an mlp or a transformer"
+        ),
+    ),
     "too-many-parameters": (
         {"model": {"kind": "mlp", "hidden": [31000, 31000]}},
         "/model",
@@ -335,6 +344,12 @@ def test_the_limit_on_parameters_is_inclusive_and_counts_the_norms():
 def test_absurd_widths_are_refused_without_being_tried(model):
     (reason,) = preview(job(model=model, noise={"kind": "santurkar"})).reasons
     assert reason.code == "too-many-parameters"
+
+
+def test_norms_are_tried_on_the_micro_batches_that_they_will_see():
+    assert reasons(model=MLP, batch_size=8, accumulation=4) == []
+    ((code, *_),) = reasons(model=MLP, batch_size=8, accumulation=8)
+    assert code == "batch-of-one"
 
 
 def test_where_a_norm_does_not_fit_the_numbers_are_those_without_it():
