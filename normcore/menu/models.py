@@ -127,6 +127,28 @@ class PlainSpec(Spec):
         return f"plain{self.depth}" + (f"w{self.width:g}" if self.width != 1 else "")
 
 
+class InceptionSmallSpec(Spec):
+    """A small Inception after that of the batch norm paper (Ioffe & Szegedy 2015), a quarter as wide, for 32x32."""
+
+    kind: Literal["inception_small"] = "inception_small"
+    width: Annotated[float, Field(gt=0, le=64)] = 1.0
+    """Multiplier on the channels of every convolution."""
+    activation: Activation = "relu"
+    norm_placement: NormPlacement = "before"
+    """Whether the norm stands before or after the activation."""
+    dropout: Dropout = 0.0
+    """Probability of zero for each value that the classifier is given; 0 is no dropout."""
+    init: Init = "he"
+    """How weights are drawn: glorot (Glorot & Bengio 2010) or he (He et al. 2015); biases start at zero."""
+    target: ClassVar[str] = "normcore.models.inception_small:InceptionSmall"
+    takes: ClassVar[frozenset[Form]] = frozenset({"images"})
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: `inception` or, at half the width, `inceptionw0.5`."""
+        return "inception" + (f"w{self.width:g}" if self.width != 1 else "")
+
+
 class DeepLinearSpec(Spec):
     """The deep linear net of Santurkar et al. 2018, appendix A: square matrices with norms between, no activations."""
 
@@ -146,4 +168,4 @@ class DeepLinearSpec(Spec):
         return f"linear{self.depth}x{self.width}"
 
 
-ModelSpec = MlpSpec | VggSpec | ResNetSpec | PlainSpec | DeepLinearSpec
+ModelSpec = MlpSpec | VggSpec | ResNetSpec | PlainSpec | DeepLinearSpec | InceptionSmallSpec

@@ -23,6 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "resnet": {"depth": 8, "width": 0.25},
     "plain": {"depth": 8, "width": 0.25},
     "deep_linear": {"depth": 3},
+    "inception_small": {"width": 0.25},
     "group": {"num_groups": 2},
     "evonorm_s0": {"num_groups": 2},
     "ghost": {"virtual_batch_size": 2},
