@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normcore.build import build_model
-from normcore.cost import flops_per_step, memory_mib
+from normcore.cost import flops_per_step
 from normcore.data.dataset import find
 from normcore.data.folders import DataFolders
 from normcore.data.measure import measured
@@ -26,6 +26,7 @@ from normcore.norms.none import NoNorm
 from normcore.norms.padding import check_padding
 from normcore.optimizers.muon import matrices
 from normcore.refusal import Refusal
+from normcore.rehearsal import memory_mib
 from normcore.spec import JobSpec
 
 POINTERS = {
@@ -99,7 +100,7 @@ class Preview:
     flops_per_step: int
     """Floating point operations of a step, see `normcore.cost.flops_per_step`; 0 likewise."""
     memory_mib: float
-    """Memory on the device, see `normcore.cost.memory_mib`; 0 likewise."""
+    """Memory on the device, see `normcore.rehearsal.memory_mib`; 0 likewise."""
     num_steps: int
     """Optimizer updates in all; 0 where the data could not be measured."""
     steps_per_epoch: int

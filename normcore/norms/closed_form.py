@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from normcore.norms.norm import at_least_float32
 
 CACHED = 2**19
 """Values of a part on a CPU: with what is computed from it, it fits into the second-level cache of one core."""
+
+rehearsed: ContextVar[str] = ContextVar("rehearsed", default="meta")
+"""The type of the device that the meta device stands for, where it is to take memory as that one would."""
 
 
 class ClosedForm(torch.autograd.Function):
@@ -107,9 +111,14 @@ def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         return iter([tensors])
     first = tensors[0]
     samples = first.shape[0]
-    if first.device.type == "cpu" and first.numel() > CACHED:
+    if device_type(first) == "cpu" and first.numel() > CACHED:
         samples = max(1, CACHED * first.shape[0] // first.numel())
     return zip(*(torch.split(tensor, samples) for tensor in tensors), strict=True)
+
+
+def device_type(x: Tensor) -> str:
+    """The type of the device whose kernels x is for: where it lives, or what its meta device stands for."""
+    return rehearsed.get() if x.is_meta else x.device.type
 
 
 def workspace(out: Tensor, dtype: torch.dtype) -> Tensor:

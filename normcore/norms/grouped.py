@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from normcore.norms.closed_form import device_type
 from normcore.norms.innermost import channels_innermost, normalize_innermost
 from normcore.norms.masked import check_mask, masked_mean_var, zero_where_masked
 from normcore.norms.norm import at_least_float32
@@ -33,7 +34,7 @@ def normalize_groups(
         return _masked(x, mask, num_groups, weight, bias, eps)
     if not torch.compiler.is_compiling() and channels_innermost(x):
         return normalize_innermost(x, num_groups, weight, bias, eps)
-    if x.is_cpu and weight is not None:
+    if device_type(x) == "cpu" and weight is not None:
         # Its kernels for CPUs take half inputs with float32 parameters, and then keep float32 statistics.
         return torch.group_norm(x, num_groups, weight, bias, eps)
     # On other devices torch keeps the statistics of half inputs in half, and under autocast it returns float32.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from normcore.norms.closed_form import device_type
 from normcore.norms.norm import at_least_float32
 
 CHUNK = 2**19
@@ -225,7 +226,7 @@ def _unrow(rows: Tensor, x: Tensor) -> Tensor:
 
 def _mixes(x: Tensor, weight: Tensor | None) -> bool:
     """Whether torch's kernel keeps the statistics of `x` in float32 or better: on CPUs, by the parameters' dtype."""
-    return x.is_cpu and (weight is not None or x.dtype == at_least_float32(x.dtype))
+    return device_type(x) == "cpu" and (weight is not None or x.dtype == at_least_float32(x.dtype))
 
 
 def _may_ask(x: Tensor) -> bool:

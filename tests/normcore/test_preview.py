@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from normcore.build import build_model
-from normcore.cost import flops_per_step, memory_mib
+from normcore.cost import flops_per_step
 from normcore.data.folders import DataFolders
 from normcore.data.shaped import shaped
 from normcore.menu.spec import MAX_PARAMETERS
 from normcore.preview import POINTERS, preview
+from normcore.rehearsal import memory_mib
 from normcore.spec import JobSpec
 
 VGG = {"kind": "vgg", "width": 0.25}
