@@ -55,7 +55,8 @@ NOTES = """\
 Mean±standard deviation over {seeds} paired seeds; medians are over the steps at which the probe looked.
 Loss band: from the smallest to the largest loss along the gradient, 0.5 to 4 times the lr away (median).
 Effective beta x lr: how fast the gradient changes there (median); plain gradient descent is stable up to 2.
-Running statistics that were gathered under noise mislead a test without noise, so they are recomputed without."""
+Running statistics that were gathered under noise mislead a test without noise, so they are recomputed without;
+or the noise stays on."""
 
 Idle = Callable[[float], None]
 """How to wait: sleeping, or looking after a laboratory of one's own."""

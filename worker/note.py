@@ -25,6 +25,8 @@ _OURS = {"attempts", "study_id"}
 _SHOWN = (
     "test/accuracy",
     "test/accuracy_recomputed",
+    "test/accuracy_noisy",
+    "test/accuracy_ema",
     "test/loss",
     "train/accuracy",
     "train/loss",
@@ -114,11 +116,16 @@ def _sentence(job: Job) -> str:
     weight = "" if spec.weight.kind == "none" else f", weight method {spec.weight.kind},"
     noise = "" if spec.noise.kind == "none" else " and noise after it"
     subject = f"{spec.model.name} {norm}{noise}{weight} on {spec.data.kind}"
-    accuracy, recomputed = (job.last_metrics.get(f"test/accuracy{which}") for which in ("", "_recomputed"))
+    accuracy, recomputed, noisy = (
+        job.last_metrics.get(f"test/accuracy{which}") for which in ("", "_recomputed", "_noisy")
+    )
     result = "" if accuracy is None else f", test accuracy {accuracy:.3f}"
     if recomputed is not None:
         # Running statistics gathered under noise misjudge the net; a list of runs shows this line alone.
-        result += f" ({recomputed:.3f} with statistics recomputed without the noise)"
+        also = "" if noisy is None else f", {noisy:.3f} with the noise on"
+        result += f" ({recomputed:.3f} with statistics recomputed without the noise{also})"
+    elif noisy is not None:
+        result += f" ({noisy:.3f} with the noise on)"
     if job.state is State.SUCCEEDED:
         return f"{subject}: {spec.num_steps:,} steps{result}."
     if job.state in TERMINAL:

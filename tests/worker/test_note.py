@@ -133,6 +133,24 @@ SUBJECT = "vgg11w0.25 with group norm and noise after it on digits"
             f"{SUBJECT}: 1,500 steps, test accuracy 0.264 (0.961 with statistics recomputed without the noise).",
         ),
         (
+            {
+                "state": State.SUCCEEDED,
+                "last_metrics": {
+                    "test/accuracy": 0.264,
+                    "test/accuracy_recomputed": 0.961,
+                    "test/accuracy_noisy": 0.95,
+                },
+            },
+            (
+                f"{SUBJECT}: 1,500 steps, test accuracy 0.264 (0.961 with statistics recomputed without the noise, "
+                "0.950 with the noise on)."
+            ),
+        ),
+        (
+            {"state": State.SUCCEEDED, "last_metrics": {"test/accuracy": 0.9, "test/accuracy_noisy": 0.8}},
+            f"{SUBJECT}: 1,500 steps, test accuracy 0.900 (0.800 with the noise on).",
+        ),
+        (
             {"state": State.FAILED, "progress_step": 1000, "reason": Reason("exception", "ValueError: two\nlines")},
             f"{SUBJECT}: failed after 1,000 of 1,500 steps: ValueError: two lines.",
         ),

@@ -104,14 +104,15 @@ def total(key: str) -> Callable[[Curves], float | None]:
 MEASURES = (
     Measure("test accuracy", last("test/accuracy")),
     Measure("test accuracy, statistics recomputed", last("test/accuracy_recomputed")),
+    Measure("test accuracy, noise on", last("test/accuracy_noisy")),
     Measure("train accuracy", mean_at_the_end("train/accuracy")),
     Measure("loss band", median_width("landscape/loss_min", "landscape/loss_max")),
     Measure("effective beta x lr", median_over_steps("landscape/effective_beta_times_lr")),
     Measure("points not finite", total("landscape/nonfinite_points")),
 )
 """What a smoothness study compares. Running statistics that were gathered under noise do not fit a test without it;
-recomputed ones do. Points along the gradient that were not finite are in neither band nor beta: an arm that has some is
-rougher than these say."""
+recomputed ones do, and those that were gathered fit a test under the same noise. Points along the gradient that were
+not finite are in neither band nor beta: an arm that has some is rougher than these say."""
 
 
 def compare(outcomes: Sequence[Outcome], measures: Sequence[Measure] = MEASURES) -> tuple[Row, ...]:

@@ -35,6 +35,7 @@ def test_table_by_hand():
     assert [measure.heading for measure in MEASURES] == [
         "test accuracy",
         "test accuracy, statistics recomputed",
+        "test accuracy, noise on",
         "train accuracy",
         "loss band",
         "effective beta x lr",
@@ -45,16 +46,17 @@ def test_table_by_hand():
     # Widths 1, 0.5, 4 have the median 1, and 3, 3, 2 the median 3: mean 2, deviation sqrt(2).
     assert none.cells[0] == Estimate(0.625, pytest.approx(0.125 * 2**0.5))
     assert none.cells[1] is None
-    assert none.cells[2] == Estimate(pytest.approx(0.85), pytest.approx(0.0, abs=1e-12))
-    assert none.cells[3] == Estimate(2.0, pytest.approx(2**0.5))
-    assert none.cells[4] == Estimate(3.0, pytest.approx(2**0.5))
-    assert none.cells[5] == Estimate(0.0, 0.0)
+    assert none.cells[2] is None
+    assert none.cells[3] == Estimate(pytest.approx(0.85), pytest.approx(0.0, abs=1e-12))
+    assert none.cells[4] == Estimate(2.0, pytest.approx(2**0.5))
+    assert none.cells[5] == Estimate(3.0, pytest.approx(2**0.5))
+    assert none.cells[6] == Estimate(0.0, 0.0)
     assert noisy.cells[:2] == (Estimate(0.75, None), Estimate(0.875, None))
 
 
 def test_train_accuracy_of_a_short_training_is_its_last_batch():
     short = Outcome("batch", 0, {"train/accuracy": curve("train/accuracy", [0.1, 0.7])})
-    assert compare([short])[0].cells[2] == Estimate(0.7, None)
+    assert compare([short])[0].cells[3] == Estimate(0.7, None)
 
 
 def test_band_takes_only_steps_that_have_both_ends():
@@ -74,4 +76,4 @@ def test_a_cell_says_how_many_seeds_it_is_of():
 def test_points_that_were_not_finite_are_counted():
     blown = {"landscape/nonfinite_points": curve("landscape/nonfinite_points", [3.0, 1.0])}
     (row,) = compare([Outcome("none", 0, blown)])
-    assert row.cells[5] == Estimate(4.0, None)
+    assert row.cells[6] == Estimate(4.0, None)
