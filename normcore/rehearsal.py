@@ -72,7 +72,7 @@ def memory_mib(spec: JobSpec, device: Literal["cpu", "cuda"] | None = None) -> f
             parameter.grad = None
         error.backward()  # type: ignore[no-untyped-call]
         del error, batch
-        tests = shaped(spec.data, min(BATCH, spec.data.num_test), dtype)
+        tests = shaped(spec.data, min(BATCH, spec.data.num_test or BATCH), dtype)
         model.eval()
         with torch.no_grad(), _autocast(spec):
             tests.through(model)
@@ -85,7 +85,8 @@ def memory_mib(spec: JobSpec, device: Literal["cpu", "cuda"] | None = None) -> f
         peak = live.peak + snapshot
     else:
         peak = max(live.peak, with_model + _bytes(parameters) + state + snapshot)
-    return (peak + dataset_bytes(spec.data, dtype) + _waiting(spec, model, outputs, device)) / MIB
+    total: int = peak + dataset_bytes(spec.data, dtype) + _waiting(spec, model, outputs, device)
+    return total / MIB
 
 
 def dataset_bytes(data: DataSpec, dtype: torch.dtype) -> int:
@@ -98,7 +99,9 @@ def dataset_bytes(data: DataSpec, dtype: torch.dtype) -> int:
     """
     itemsize = {"images": 1, "tokens": 8, "sequences": 1}.get(data.form, dtype.itemsize)
     label = 8 if data.task == "classification" else data.num_outputs * dtype.itemsize
-    return (data.num_train + data.num_test) * (math.prod(data.shape) * itemsize + label)
+    # A dataset that has not been counted yet counts nothing.
+    samples = (data.num_train or 0) + (data.num_test or 0)
+    return samples * (math.prod(data.shape) * itemsize + label)
 
 
 def _device(spec: JobSpec) -> Literal["cpu", "cuda"]:

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from worker.exits import Exit
 from worker.wire import Message, Order, Ready, encode
@@ -136,16 +136,20 @@ def facts(device: str) -> dict[str, str]:
 
 def carry_out(order: Order, device: str, say: Callable[[Message], None], stop: Callable[[], bool]) -> int:
     """Train as ordered and tell everything; the exit code."""
+    from normcore.shortage import available_mib, remedy
+    from normcore.spec import JobSpec
     from worker.failures import failure_of
     from worker.training import run
 
+    on: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
+    available = available_mib(on)
     try:
         return run(order, device, say, stop)
     except BrokenPipeError:
         raise  # the worker is gone, and with it everyone who would care
     except Exception as error:  # noqa: BLE001 - whatever a training raises is the answer to its order
         traceback.print_exc()
-        code, failed = failure_of(error)
+        code, failed = failure_of(error, lambda: remedy(JobSpec.model_validate_json(order.spec), on, available))
         with suppress(BrokenPipeError):
             say(failed)
         return code

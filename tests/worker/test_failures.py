@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from normcore.companions import RankLost
 from normcore.data.folders import DatasetNotFound
 from normcore.spec import JobSpec
 from worker.checkpoint import CorruptCheckpoint
@@ -19,6 +20,7 @@ from worker.failures import MAX_CHARACTERS, MAX_LINES, failure_of
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), Exit.OUT_OF_MEMORY, "out-of-memory"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), Exit.DEVICE, "device-error"),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), Exit.DEVICE, "device-error"),
+        (RankLost("got SIGKILL in rank 1 of 2"), Exit.DEVICE, "rank-lost"),
         (CorruptCheckpoint("torn"), Exit.IO, "corrupt-checkpoint"),
         (OSError(errno.ENOSPC, "No space left on device"), Exit.IO, "io-error"),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Exit.EXCEPTION, "exception"),
