@@ -49,6 +49,9 @@ POINTERS = {
     "no-activation-after-norm": "/norm/kind",
     "no-activation-to-replace": "/norm/kind",
     "no-branches": "/weight/kind",
+    "no-such-net": "/model/name",
+    "norm-not-exchanged": "/norm/kind",
+    "timm-not-installed": "/model/kind",
     "no-image-column": "/data/image",
     "no-label-column": "/data/label",
     "muon-without-matrices": "/optimizer/kind",
@@ -141,11 +144,15 @@ def preview(spec: JobSpec, folders: DataFolders | None = None) -> Preview:
     # A norm that cannot stand in this model is named even if the model cannot stand on this image.
     images = "images" in spec.model.takes
     on_any_image = plain.model_copy(update={"data": DigitsSpec()}) if model is None and images else plain
+    elsewhere = (
+        _attempt([], None, partial(build_model, on_any_image, device="meta")) if model is None and images else None
+    )
+    stands = model is not None or elsewhere is not None
     norms_fit = True
-    for shape, layer in (_norm_inputs(on_any_image) if model or images else {}).items():
+    for shape, layer in (_norm_inputs(on_any_image) if stands else {}).items():
         norms_fit &= _attempt(reasons, layer, partial(_normalize, spec, shape)) is not None
 
-    if spec.weight.kind != "none" and (model or images):
+    if spec.weight.kind != "none" and stands:
         weighed = on_any_image.model_copy(update={"weight": spec.weight})
         _attempt(reasons, None, partial(build_model, weighed, device="meta"))
 

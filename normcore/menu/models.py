@@ -127,6 +127,16 @@ class PlainSpec(Spec):
         return f"plain{self.depth}" + (f"w{self.width:g}" if self.width != 1 else "")
 
 
+class TimmSpec(Spec):
+    """Any net of timm by its name, without pretrained weights; its norms are exchanged. Needs the extra `timm`."""
+
+    kind: Literal["timm"] = "timm"
+    name: Annotated[str, Field(max_length=100, pattern=r"^[a-z0-9][A-Za-z0-9_.]*$")] = "resnet18"
+    """As `timm.list_models()` calls it."""
+    target: ClassVar[str] = "normcore.models.timm:Timm"
+    takes: ClassVar[frozenset[Form]] = frozenset({"images"})
+
+
 class InceptionSmallSpec(Spec):
     """A small Inception after that of the batch norm paper (Ioffe & Szegedy 2015), a quarter as wide, for 32x32."""
 
@@ -168,4 +178,4 @@ class DeepLinearSpec(Spec):
         return f"linear{self.depth}x{self.width}"
 
 
-ModelSpec = MlpSpec | VggSpec | ResNetSpec | PlainSpec | DeepLinearSpec | InceptionSmallSpec
+ModelSpec = MlpSpec | VggSpec | ResNetSpec | PlainSpec | DeepLinearSpec | InceptionSmallSpec | TimmSpec

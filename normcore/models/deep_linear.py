@@ -85,7 +85,7 @@ def _check_linear(path: str, norm: nn.Module) -> None:
     if isinstance(norm, Norm) and norm.activates:
         raise Refusal(
             "no-activation-to-replace",
-            f"a deep linear net has no activations, got {type(norm).__name__}, which holds its own non-linearity in the "
-            f"place of one; take a norm without",
+            f"a deep linear net has no activations, got {type(norm).__name__}, which holds its own non-linearity in "
+            f"the place of one; take a norm without",
             layer=path,
         )

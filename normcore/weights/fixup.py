@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from normcore.models.block import ACTIVATIONS
 from normcore.models.plain import Plain
 from normcore.models.residual import ResidualBlock
+from normcore.models.timm import Timm
 from normcore.norms.none import NoNorm
 from normcore.norms.norm import Norm, at_least_float32
 from normcore.refusal import Refusal
-from normcore.weights.weight import maps
+from normcore.weights.weight import check_no_cell, maps
 
 
 class Scalar(nn.Module):
@@ -78,8 +79,15 @@ def apply(model: nn.Module) -> None:
 
     Raises:
         Refusal: A norm follows the last map of a branch: it would divide zeros by their own scale; or the model is a
-            plain net, which is there to be compared with what has branches.
+            plain net, which is there to be compared with what has branches; or its maps do not stand in sequences.
     """
+    if isinstance(model, Timm):
+        raise Refusal(
+            "no-branches",
+            "fixup must know the branches that it starts at zero, got a net of timm, whose it does not; take the "
+            "resnet, or another weight method",
+            layer="net",
+        )
     if isinstance(model, Plain):
         raise Refusal(
             "no-branches",
@@ -87,6 +95,8 @@ def apply(model: nn.Module) -> None:
             "the resnet of the same depth, or another weight method",
             layer="blocks.0",
         )
+    check_no_cell(model)
+    _check_sequences(model)
     for path, block in model.named_modules():
         if isinstance(block, ResidualBlock):
             _check_no_norm_after_zero(path, block)
@@ -100,6 +110,18 @@ def apply(model: nn.Module) -> None:
         for parameter in model.get_submodule("classifier").parameters():
             parameter.zero_()
     _add_scalars(model, branches)
+
+
+def _check_sequences(model: nn.Module) -> None:
+    for path in maps(model):
+        holder = model.get_submodule(path.rpartition(".")[0])
+        if not isinstance(holder, nn.Sequential):
+            raise Refusal(
+                "maps-not-in-sequence",
+                f"fixup puts a number before each map and each activation, and can where they stand in a sequence, got "
+                f"a map in {type(holder).__name__}; take another weight method, or a resnet",
+                layer=path,
+            )
 
 
 def _check_no_norm_after_zero(path: str, block: ResidualBlock) -> None:

@@ -70,13 +70,16 @@ def kinds(family: str) -> list[str]:
     return [kind_of(spec) for spec in MENU[family]]
 
 
-WEIGHED = list(itertools.product(kinds("weight"), kinds("model"), ("none", "batch", "group")))
+MODELS = [kind for kind in kinds("model") if kind != "timm"]
+"""Those that need no other package; see models/test_timm.py."""
+
+WEIGHED = list(itertools.product(kinds("weight"), MODELS, ("none", "batch", "group")))
 LIKE_OTHERS = {"cifar100", "mnist", "fashion_mnist", "imagefolder", "parquet"}
 """Datasets whose images are to a net what those of others are: each model takes them once."""
 
 COMBINATIONS = [
     (norm, model, noise, data)
-    for norm, model, noise, data in itertools.product(kinds("norm"), kinds("model"), kinds("noise"), kinds("data"))
+    for norm, model, noise, data in itertools.product(kinds("norm"), MODELS, kinds("noise"), kinds("data"))
     if data not in LIKE_OTHERS or (norm, noise) == ("batch", "none")
 ]
 
