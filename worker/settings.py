@@ -54,8 +54,10 @@ class Settings(BaseSettings):
     """The name of a worker; two workers at once need two names."""
     device: Literal["auto", "cpu"] | Annotated[str, Field(pattern=r"^cuda(:\d+)?$")] = "auto"
     """The device a worker trains on; auto is the GPU where there is one."""
+    devices: Annotated[int, Field(ge=1)] = 1
+    """Processes that a job may use on a worker's CPU; on GPUs it may use as many as the worker sees."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Threads a training computes with on the CPU; 0 is one per core."""
+    """Threads a training computes with on the CPU, all its processes together; 0 is one per core."""
     heartbeat_s: Seconds = 1.0
     """How often a worker renews its lease and hears of cancellations."""
     lease_ttl_s: Seconds = 30.0

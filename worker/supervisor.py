@@ -115,6 +115,7 @@ class Supervisor:
             data_dir=str(self._settings.data_dir.absolute()),
             cache_dir=str(self._settings.state_dir.absolute() / "cache"),
             hub=self._settings.hub,
+            devices=self._settings.devices,
         )
         log.info("job %s attempt %d begins at step %d", claim.job_id, claim.attempt, start.step)
         self._heard_at = time.monotonic()

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from normcore.companions import devices_of
 from normcore.data.folders import DataFolders
 from normcore.records import Checkpoint, Diverged, Figure, Finished, Metrics, Reading, Remark, Stopped
 from normcore.refusal import Refusal
@@ -29,7 +32,9 @@ def run(order: Order, device: str, say: Callable[[Message], None], stop: Callabl
     readings = Readings(snapshot)
     folders = DataFolders(Path(order.data_dir), Path(order.cache_dir), order.hub)
     step = 0 if snapshot is None else snapshot.step
-    for record in train(spec, device=_device(spec, device), folders=folders, resume=snapshot, stop=stop):
+    place = _device(spec, device)
+    _check_devices(spec, place, order.devices)
+    for record in train(spec, device=place, folders=folders, resume=snapshot, stop=stop):
         match record:
             case Metrics():
                 step = record.step
@@ -63,6 +68,16 @@ def _device(spec: JobSpec, ours: str) -> str:
             "a job for cuda must run on a worker with a GPU, got one with a CPU only; set device to auto or cpu",
         )
     return "cpu" if spec.device == "cpu" else ours
+
+
+def _check_devices(spec: JobSpec, device: str, on_cpu: int) -> None:
+    if device == "cpu" and spec.devices > on_cpu:
+        raise Refusal(
+            "too-few-devices",
+            f"a job must find as many devices as it asks for, got devices {spec.devices} on a worker that lets a job "
+            f"use {on_cpu} on its CPU; lower devices, or raise the worker's NORMCORE_DEVICES",
+        )
+    devices_of(torch.device(device), spec.devices)
 
 
 def _made(step: int, folder: Path, path: str, content: bytes) -> Made:

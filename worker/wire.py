@@ -22,6 +22,8 @@ class Order:
     data_dir: str
     cache_dir: str
     hub: bool
+    devices: int = 1
+    """Processes that a training on the CPU may consist of."""
 
     def line(self) -> bytes:
         """The order as a line."""
