@@ -16,8 +16,10 @@ from normcore.data.folders import DataFolders
 from normcore.data.images import Arrangement, Augmentation, Normalization, arranged
 from normcore.data.order import check_batch_size, grouped, shuffled
 from normcore.data.split import hold_out, mislabel
+from normcore.data.streamed import Streamed
 from normcore.menu.datasets import DataSpec
 from normcore.menu.labelled import LabelledSpec
+from normcore.menu.own_datasets import OwnImagesSpec
 from normcore.spec import JobSpec
 
 
@@ -32,8 +34,8 @@ def load(
     device: torch.device | str = "cpu",
     folders: DataFolders | None = None,
     dtype: torch.dtype | None = None,
-) -> Resident:
-    """The dataset of a job, resident on the device.
+) -> Resident | Streamed:
+    """The dataset of a job: resident on the device, or read as it is needed where it is streamed.
 
     Args:
         spec: The job; its data, batch size, seed and precision count.
@@ -46,6 +48,17 @@ def load(
         Refusal: The batch is larger than the training set.
     """
     data = _part(spec.data)
+    if isinstance(spec.data, OwnImagesSpec) and spec.data.streamed:
+        sets = data.sets(folders or DataFolders())
+        return Streamed(
+            sets,
+            batch_size=spec.batch_size,
+            seed=spec.seed,
+            crop_padding=data.crop_padding,
+            flip=data.flip,
+            device=device,
+            dtype=dtype or PARAMETER_DTYPES[spec.precision],
+        )
     arrays, held, classes_per_batch = data.arrays(folders or DataFolders()), None, None
     if isinstance(spec.data, LabelledSpec):
         arrays, held = _divided(spec.data, arrays)

@@ -22,7 +22,16 @@ def mean_and_std(images: Tensor) -> tuple[Tensor, Tensor]:
         >>> mean_and_std(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1))
         (tensor([0.5000], dtype=torch.float64), tensor([0.5000], dtype=torch.float64))
     """
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).cpu()
+    return moments(counted(images))
+
+
+def counted(images: Tensor) -> Tensor:
+    """How many pixels of uint8 images `(N, C, H, W)` have each of the 256 values, `(C, 256)` on the CPU."""
+    return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).cpu()
+
+
+def moments(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased standard deviation of each channel, `(C,)`, of counted pixels `(C, 256)`, where white is 1."""
     shares = counts.double() / counts.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = shares @ values
@@ -48,10 +57,20 @@ class Normalization:
     """
 
     def __init__(self, images: Tensor, dtype: torch.dtype) -> None:
-        self.mean, self.std = mean_and_std(images)
-        self._dtype = dtype
-        self._factor = (1 / (255 * self.std)).view(1, -1, 1, 1).to(images.device, dtype)
-        self._offset = (-self.mean / self.std).view(1, -1, 1, 1).to(images.device, dtype)
+        self.become(*mean_and_std(images), images.device, dtype)
+
+    @classmethod
+    def of_moments(cls, mean: Tensor, std: Tensor, device: torch.device | str, dtype: torch.dtype) -> Normalization:
+        """The normalization of images that are not there, by their mean and standard deviation."""
+        made = cls.__new__(cls)
+        made.become(mean, std, torch.device(device), dtype)
+        return made
+
+    def become(self, mean: Tensor, std: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+        """Normalize from now on by this mean and this standard deviation."""
+        self.mean, self.std, self._dtype = mean, std, dtype
+        self._factor = (1 / (255 * std)).view(1, -1, 1, 1).to(device, dtype)
+        self._offset = (-mean / std).view(1, -1, 1, 1).to(device, dtype)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalize bytes `(N, C, H, W)`."""
@@ -92,6 +111,16 @@ class Augmentation:
             images = self._windows[index, :, self._tops[position], self._lefts[position]]
         else:
             images = self._images.index_select(0, index)
+        return torch.where(self._mirrored[position], images.flip(3), images) if self._flip else images
+
+    def of(self, images: Tensor, position: int) -> Tensor:
+        """The same of images that are given: those of the batch at a position of the epoch, in its order."""
+        height, width = images.shape[2:]
+        if self._crop_padding:
+            padded = torch.nn.functional.pad(images, (self._crop_padding,) * 4)
+            windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+            places = torch.arange(len(images), device=images.device)
+            images = windows[places, :, self._tops[position], self._lefts[position]]
         return torch.where(self._mirrored[position], images.flip(3), images) if self._flip else images
 
 
