@@ -127,6 +127,58 @@ class PlainSpec(Spec):
         return f"plain{self.depth}" + (f"w{self.width:g}" if self.width != 1 else "")
 
 
+class TransformerSpec(Spec):
+    """Transformer encoder (Vaswani et al. 2017) with the mean token's classifier; on images a small ViT."""
+
+    kind: Literal["transformer"] = "transformer"
+    depth: Annotated[int, Field(ge=1, le=256)] = 4
+    """Blocks of self-attention and MLP."""
+    width: Annotated[int, Field(ge=1, le=65536)] = 64
+    """Numbers of a token."""
+    heads: Annotated[int, Field(ge=1, le=1024)] = 4
+    """Of the attention; must divide the width."""
+    mlp_ratio: Annotated[int, Field(ge=1, le=64)] = 2
+    """Hidden width of the MLPs over the width."""
+    patch: Annotated[int, Field(ge=1, le=1024)] = 4
+    """Pixels of the side of a patch, for images."""
+    norm_placement: Literal["pre", "post"] = "pre"
+    """pre: each branch begins with a norm, and one stands behind the last block; post: after each addition."""
+    activation: Activation = "relu"
+    """Inside the MLPs."""
+    dropout: Dropout = 0.0
+    """Probability of zero for each value that a branch adds, and of what the first block is given; 0 is no dropout."""
+    init: Init = "glorot"
+    """How weights are drawn: glorot (Glorot & Bengio 2010) or he (He et al. 2015); biases start at zero."""
+    target: ClassVar[str] = "normcore.models.transformer:Transformer"
+    takes: ClassVar[frozenset[Form]] = frozenset({"images", "sequences", "tokens"})
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: `transformer4x64`, and with norms after the additions `postnorm-transformer4x64`."""
+        return ("postnorm-" if self.norm_placement == "post" else "") + f"transformer{self.depth}x{self.width}"
+
+
+class LstmSpec(Spec):
+    """LSTM (Hochreiter & Schmidhuber 1997) with norms inside its recurrence: BN-LSTM or LN-LSTM, by the norm."""
+
+    kind: Literal["lstm"] = "lstm"
+    hidden: Annotated[int, Field(ge=1, le=65536)] = 128
+    """Values of a state, and of a token's vector."""
+    gamma: Annotated[float, Field(gt=0, le=10)] = 0.1
+    """Initial value of all gammas of a BN-LSTM (Cooijmans et al. 2017); those of layer norm start at 1."""
+    dropout: Dropout = 0.0
+    """Probability of zero for each value of the state that the classifier is given; 0 is no dropout."""
+    init: Literal["orthogonal", "identity"] = "orthogonal"
+    """How the cell's weights are drawn: orthogonal, or with the identity from state to candidate state."""
+    target: ClassVar[str] = "normcore.models.lstm:LstmClassifier"
+    takes: ClassVar[frozenset[Form]] = frozenset({"sequences", "tokens"})
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: `lstm128`."""
+        return f"lstm{self.hidden}"
+
+
 class TimmSpec(Spec):
     """Any net of timm by its name, without pretrained weights; its norms are exchanged. Needs the extra `timm`."""
 
@@ -178,4 +230,14 @@ class DeepLinearSpec(Spec):
         return f"linear{self.depth}x{self.width}"
 
 
-ModelSpec = MlpSpec | VggSpec | ResNetSpec | PlainSpec | DeepLinearSpec | InceptionSmallSpec | TimmSpec
+ModelSpec = (
+    MlpSpec
+    | VggSpec
+    | ResNetSpec
+    | PlainSpec
+    | DeepLinearSpec
+    | InceptionSmallSpec
+    | TimmSpec
+    | TransformerSpec
+    | LstmSpec
+)

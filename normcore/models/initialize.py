@@ -26,11 +26,24 @@ class Conv2d(nn.Conv2d):
         """Nothing: torch's own values would cost time and move the global generator, only to be overwritten."""
 
 
+class Embedding(nn.Embedding):
+    """A vector for each id, and zeros for id 0, which is padding; without values until `initialize` draws them."""
+
+    def __init__(
+        self, vocabulary: int, width: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(vocabulary, width, padding_idx=0, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Nothing: torch's own values would cost time and move the global generator, only to be overwritten."""
+
+
 def initialize(model: nn.Module, *, init: str, seed: int) -> None:
-    """Draw the weights of all linear and convolutional layers, and set their biases to zero.
+    """Draw the weights of all linear and convolutional layers and embeddings, and set their biases to zero.
 
     - `glorot`: U(-a, a) with a = sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, equation 16);
-    - `he`: N(0, 2 / fan_in) (He et al. 2015, equation 10).
+    - `he`: N(0, 2 / fan_in) (He et al. 2015, equation 10);
+    - of an embedding, either way: N(0, 1), and zero for padding.
 
     Each weight has a stream of its own, `(seed, "init", name)`, so two models share the initial values of all
     parameters whose names and shapes they share. Values are drawn on the CPU in float32 and then converted, so they
@@ -45,11 +58,14 @@ def initialize(model: nn.Module, *, init: str, seed: int) -> None:
     """
     for path, module in model.named_modules():
         # On the meta device there is nothing to set, and a net too large for this machine must not be drawn.
-        if not isinstance(module, nn.Linear | nn.Conv2d) or module.weight.is_meta:
+        if not isinstance(module, nn.Linear | nn.Conv2d | Embedding) or module.weight.is_meta:
             continue
         weight = torch.empty(module.weight.shape, dtype=torch.float32)
-        INITS[init](weight, generator=generator("cpu", seed, "init", f"{path}.weight"))
+        draw = nn.init.normal_ if isinstance(module, Embedding) else INITS[init]
+        draw(weight, generator=generator("cpu", seed, "init", f"{path}.weight"))
         with torch.no_grad():
             module.weight.copy_(weight)
-            if module.bias is not None:
+            if isinstance(module, Embedding):
+                module.weight[0].zero_()
+            elif module.bias is not None:
                 module.bias.zero_()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from normcore.norms.norm import at_least_float32
+from normcore.recurrent.cell import Cell
 from normcore.refusal import Refusal
 
 
@@ -55,6 +56,7 @@ def reparametrize(model: nn.Module, make: Callable[[Tensor], Reparametrization])
     Raises:
         Refusal: The method cannot work on a layer, which is named.
     """
+    check_no_cell(model)
     for path, layer in maps(model).items():
         try:
             parametrize.register_parametrization(layer, "weight", make(layer.weight))
@@ -70,6 +72,18 @@ def per_unit(values: Tensor, weight: Tensor) -> Tensor:
 def inputs_of(weight: Tensor) -> tuple[int, ...]:
     """The dimensions that an output unit's weights lie in: all but the first."""
     return tuple(range(1, weight.dim()))
+
+
+def check_no_cell(model: nn.Module) -> None:
+    """Raise `Refusal` (code `weights-in-cell`) where a model keeps its weights in the cell of an LSTM."""
+    for path, module in model.named_modules():
+        if isinstance(module, Cell):
+            raise Refusal(
+                "weights-in-cell",
+                "a weight method works on linear maps and convolutions, got the cell of an LSTM, which uses the same "
+                "weights at every time step; take weight none, or another model",
+                layer=path,
+            )
 
 
 def check_fan_in(weight: Tensor, method: str) -> None:

@@ -24,6 +24,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "plain": {"depth": 8, "width": 0.25},
     "deep_linear": {"depth": 3},
     "inception_small": {"width": 0.25},
+    "transformer": {"depth": 1, "width": 8, "heads": 2},
+    "lstm": {"hidden": 8},
     "group": {"num_groups": 2},
     "evonorm_s0": {"num_groups": 2},
     "ghost": {"virtual_batch_size": 2},
@@ -41,6 +43,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 REFUSED = {
     *(("deep_linear", kind) for kind in ("instance", "switchable", "filter_response", "evonorm_s0", "evonorm_b0")),
+    *(("transformer", kind) for kind in ("filter_response", "evonorm_s0", "evonorm_b0")),
     ("mlp", "instance"),
     ("mlp", "switchable"),
     ("mlp", "filter_response"),
@@ -53,6 +56,7 @@ REFUSED = {
 REFUSED_WEIGHTS = {
     ("fixup", "resnet", "batch"),
     ("fixup", "resnet", "group"),
+    *(("fixup", "transformer", norm) for norm in ("none", "batch", "group")),
     ("fixup", "plain", "none"),
     ("fixup", "plain", "batch"),
     ("fixup", "plain", "group"),

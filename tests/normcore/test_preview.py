@@ -40,7 +40,76 @@ def test_a_job_that_can_be_built_has_sizes_and_no_reasons():
     assert (seen.num_steps, seen.steps_per_epoch) == (42, 14)
 
 
+TRANSFORMER = {"kind": "transformer", "depth": 1, "width": 32}
+TOKENS = {"kind": "digits", "arrange": "tokens"}
+ROWS = {"kind": "digits", "arrange": "rows", "size": 8}
+
 REFUSED: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
+    "heads-do-not-divide": (
+        {"model": TRANSFORMER | {"heads": 5}, "data": TOKENS},
+        "/model/heads",
+        None,
+        "heads must divide width, got heads 5 and width 32; take a divisor of 32, such as 4",
+    ),
+    "patch-does-not-divide": (
+        {"model": TRANSFORMER | {"patch": 5}},
+        "/model/patch",
+        None,
+        "patch must divide the sides of the image, got patch 5 and 32x32 pixels; take a divisor of both, such as 4",
+    ),
+    "no-activation-after-norm": (
+        {"model": TRANSFORMER, "norm": {"kind": "filter_response"}},
+        "/norm/kind",
+        "blocks.0.attention.site.norm",
+        (
+            "FilterResponseNorm holds its own non-linearity and takes the place of a relu that follows it, got a "
+            "transformer, where linear maps and additions follow the norms; take a norm without a non-linearity, such "
+            "as layer_channels"
+        ),
+    ),
+    "norm-takes-no-mask": (
+        {"model": TRANSFORMER, "data": TOKENS, "norm": {"kind": "instance"}},
+        "/norm/kind",
+        "blocks.0.attention.site.norm",
+        (
+            "on padded data a norm must leave padding out of its statistics, got InstanceNorm, which mixes tokens of a "
+            "sample and takes no mask; take batch, group, layer or power, which take one, or layer_channels, rms or "
+            "dyt, which look at each token by itself"
+        ),
+    ),
+    "norm-not-in-cell": (
+        {"model": {"kind": "lstm"}, "data": ROWS, "norm": {"kind": "rms"}},
+        "/norm/kind",
+        "lstm.cell",
+        (
+            "an LSTM has its norms inside its cell, and there are cells with none, batch and layer (or layer_channels, "
+            "which is the same there), got RmsNorm; take one of the three"
+        ),
+    ),
+    "norm-not-affine": (
+        {"model": {"kind": "lstm"}, "data": ROWS, "norm": {"kind": "layer", "affine": False}},
+        "/norm/affine",
+        "lstm.cell",
+        "the norms of a cell learn their scales, got LayerNorm with affine false; set affine to true",
+    ),
+    "weights-in-cell": (
+        {"model": {"kind": "lstm"}, "data": ROWS, "weight": {"kind": "spectral"}},
+        "/weight/kind",
+        "lstm.cell",
+        (
+            "a weight method works on linear maps and convolutions, got the cell of an LSTM, which uses the same "
+            "weights at every time step; take weight none, or another model"
+        ),
+    ),
+    "maps-not-in-sequence": (
+        {"model": TRANSFORMER, "data": TOKENS, "weight": {"kind": "fixup"}},
+        "/weight/kind",
+        "blocks.0.attention.inner.qkv",
+        (
+            "fixup puts a number before each map and each activation, and can where they stand in a sequence, got a "
+            "map in SelfAttention; take another weight method, or a resnet"
+        ),
+    ),
     "model-takes-other-data": (
         {"data": {"kind": "gaussian"}},
         "/data/kind",
