@@ -149,7 +149,8 @@ def preview(spec: JobSpec, folders: DataFolders | None = None) -> Preview:
     )
     stands = model is not None or elsewhere is not None
     norms_fit = True
-    for shape, layer in (_norm_inputs(on_any_image) if stands else {}).items():
+    parts = 1 if spec.norm.kind == "sync" else spec.devices
+    for shape, layer in (_norm_inputs(on_any_image, parts) if stands else {}).items():
         norms_fit &= _attempt(reasons, layer, partial(_normalize, spec, shape)) is not None
 
     if spec.weight.kind != "none" and stands:
@@ -186,8 +187,8 @@ def _attempt(reasons: list[Reason], layer: str | None, build: Callable[[], T]) -
         return None
 
 
-def _norm_inputs(plain: JobSpec) -> dict[torch.Size, str]:
-    """The shapes that norms will be given, each with the module path of the first norm that is given it."""
+def _norm_inputs(plain: JobSpec, parts: int) -> dict[torch.Size, str]:
+    """The shapes that norms will be given of so many parts of a batch, each with the module path of the first norm that is given it."""
     layers: dict[torch.Size, str] = {}
 
     def remember(path: str, _: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -198,7 +199,7 @@ def _norm_inputs(plain: JobSpec) -> dict[torch.Size, str]:
         if isinstance(module, NoNorm):
             module.register_forward_pre_hook(partial(remember, path))
     with torch.no_grad():
-        size = plain.batch_size // plain.accumulation
+        size = plain.batch_size // (parts * plain.accumulation)
         shaped(plain.data, size, next(model.parameters()).dtype).through(model)
     return layers
 

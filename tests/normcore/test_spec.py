@@ -128,3 +128,37 @@ def test_what_would_come_after_the_last_step_is_refused(parts, sentence):
     with pytest.raises(ValidationError, match=sentence):
         JobSpec.model_validate(plain | {"steps": 100} | parts)
     JobSpec.model_validate(plain | {"steps": 101} | parts)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch_size", "per_device"),
+    [
+        ({}, 128, 128),
+        ({"devices": 4}, 128, 32),
+        ({"devices": 4, "batch_size_per_device": 8}, 32, 8),
+        ({"devices": 2, "batch_size": 6, "batch_size_per_device": 3}, 6, 3),
+    ],
+)
+def test_the_batch_is_that_of_all_devices(sizes, batch_size, per_device):
+    spec = JobSpec.model_validate({"model": {"kind": "mlp"}, "data": {"kind": "digits"}} | sizes)
+    assert (spec.batch_size, spec.batch_size_per_device) == (batch_size, per_device)
+    assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        ({"devices": 3}, "devices must divide batch_size, .* got devices 3 and batch_size 128; take .* of 126"),
+        (
+            {"devices": 2, "batch_size": 8, "batch_size_per_device": 8},
+            "got batch_size 8, devices 2 and batch_size_per_device 8; give one of the two sizes",
+        ),
+        (
+            {"devices": 2, "probes": [{"kind": "train_eval_gap", "every": 5}]},
+            "probe train_eval_gap would see one device's part of the batch, got devices 2; leave it out",
+        ),
+    ],
+)
+def test_what_devices_cannot_share_is_refused(parts, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        JobSpec.model_validate({"model": {"kind": "mlp"}, "data": {"kind": "digits"}} | parts)
