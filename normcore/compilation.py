@@ -45,7 +45,8 @@ class Compiled:
                 loss().backward()  # type: ignore[no-untyped-call]
         except Exception as error:  # noqa: BLE001 - whatever the compiler raises, the model itself still trains
             self._compiled = None
-            why = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+            # What follows is how to debug the compiler.
+            why = " ".join(str(error).partition("\n\nSet TORCH")[0].split())
             return "compile-fell-back", f"the model trains uncompiled: {type(error).__name__}: {why[:300]}"
         return "compiled", f"training passes run as one graph compiled by {self._backend} of torch {torch.__version__}"
 

@@ -83,6 +83,17 @@ def test_inside_algorithms_are_as_asked_and_gradients_on(deterministic):
         assert state.cudnn_benchmark is not deterministic
 
 
+@pytest.mark.parametrize("tf32", [False, True])
+def test_inside_a_gpu_rounds_factors_only_where_asked(tf32):
+    def records():
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        yield Finished(1)
+
+    seen = []
+    list(isolated(records(), deterministic=False, device=CPU, tf32=tf32))
+    assert seen == [(tf32, tf32)]
+
+
 def test_inside_random_numbers_go_on_where_they_were():
     first, second = states_inside(deterministic=False)
     assert not torch.equal(first.rng, second.rng)

@@ -7,10 +7,10 @@ from torch.nn import functional
 from normcore.build import build_model
 from normcore.data.dataset import load
 from normcore.data.folders import DataFolders
-from normcore.evaluation import evaluate
+from normcore.evaluation import BATCH, evaluate
 from normcore.learner import Learner
 from normcore.noise.noise import start_step
-from normcore.records import Checkpoint, Diverged, Figure, Finished, Metrics, Point, Reading, Stopped
+from normcore.records import Checkpoint, Diverged, Figure, Finished, Metrics, Point, Reading, Remark, Stopped
 from normcore.spec import MENU, JobSpec, kind_of
 from normcore.statistics import recomputed_statistics
 from normcore.train import train
@@ -90,7 +90,7 @@ def test_curves_and_weights_are_exactly_the_slow_twins(folders):
     spec = spec_of()
     records = list(train(spec, folders=folders))
     points, model = slow_twin(spec, folders)
-    ours = [point for point in points_of(records) if not point.key.endswith("_recomputed")]
+    ours = [point for point in points_of(records) if not point.key.endswith(("_recomputed", "_noisy"))]
     assert [p for p in ours if p.key != "test/loss"] == [p for p in points if p.key != "test/loss"]
     test_loss, twins = ([p.value for p in curve if p.key == "test/loss"] for curve in (ours, points))
     # The twin adds up in float64 what the loop adds up in float32 within a batch.
@@ -140,6 +140,65 @@ def test_probes_change_no_bit_of_the_training(folders, model, kind):
     for step, tensors in checkpoints_of(seen).items():
         training = {name: tensor for name, tensor in tensors.items() if not name.startswith("readings.")}
         assert_same_tensors(training, checkpoints_of(unseen)[step])
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"precision": "float16", "accumulation": 3, "ema": 0.9},
+        {"precision": "tf32", "accumulation": 2, "optimizer": {"kind": "muon", "clip_norm": 0.5}},
+    ],
+    ids="-".join,
+)
+def test_probes_change_no_bit_under_any_knob(folders, knobs):
+    unseen, seen = (list(train(spec_of(**knobs, probes=probes), folders=folders)) for probes in ([], [PROBE]))
+    assert points_of(unseen) == [p for p in points_of(seen) if not p.key.startswith("landscape/")]
+    for step, tensors in checkpoints_of(seen).items():
+        training = {name: tensor for name, tensor in tensors.items() if not name.startswith("readings.")}
+        assert_same_tensors(training, checkpoints_of(unseen)[step])
+
+
+@pytest.mark.parametrize("precision", ["float16", "tf32"])
+def test_divergence_is_a_loss_that_is_not_finite_under_every_knob(folders, precision):
+    knobs = {"precision": precision, "accumulation": 2, "ema": 0.9, "norm": {"kind": "none"}, "noise": {"kind": "none"}}
+    optimizer = {"kind": "sgd", "lr": 1e4}
+    records = list(
+        train(spec_of(**knobs, optimizer=optimizer, schedule={"kind": "constant"}, steps=400), folders=folders)
+    )
+    assert isinstance(records[-1], Diverged)
+
+
+def test_a_run_says_what_its_knobs_do_to_it(folders):
+    knobs = {"precision": "tf32", "accumulation": 4, "steps": 5, "batch_size": 32}
+    first, second = [r for r in train(spec_of(**knobs), folders=folders) if isinstance(r, Remark)]
+    assert first == Remark(0, "tf32-is-float32", "tf32 is a way in which GPUs multiply; on this device it is float32")
+    assert second.code == "micro-batches"
+    assert second.detail == (
+        "each update is that of 4 micro-batches of 8 samples; norms with batch statistics see the 8 samples of one, "
+        "and their running statistics move 4 times an update"
+    )
+
+
+def test_label_smoothing_is_of_the_training_alone(folders):
+    spec = spec_of(label_smoothing=0.2, noise={"kind": "none"}, steps=5)
+    learner = Learner(spec, torch.device("cpu"), folders)
+    loss, logits, labels = learner.forward(1)
+    targets = 0.8 * functional.one_hot(labels, 10) + 0.2 / 10
+    torch.testing.assert_close(loss, -(targets * logits.log_softmax(1)).sum(1).mean())
+    test = evaluate(learner, learner.data.test_batches(2000))
+    learner.model.eval()
+    with torch.no_grad():
+        logits = torch.cat([learner.infer(batch) for batch in learner.data.test_batches(2000)])
+    assert test.loss == pytest.approx(functional.cross_entropy(logits, learner.data.test_labels).item(), rel=1e-6)
+
+
+def test_noise_is_judged_with_it_on_at_the_end_whatever_the_norm(folders):
+    def noisy(**changes):
+        return {(p.key, p.step) for p in points_of(train(spec_of(**changes), folders=folders)) if "noisy" in p.key}
+
+    told = {("test/loss_noisy", 40), ("test/accuracy_noisy", 40)}
+    assert noisy() == noisy(norm={"kind": "none"}) == told
+    assert noisy(noise={"kind": "none"}) == set()
 
 
 def test_evaluation_leaves_the_training_untouched(folders):
@@ -347,11 +406,11 @@ def test_recomputed_evaluation_is_that_of_the_last_checkpoint_with_recomputed_st
         if name.startswith("model.")
     }
     learner.model.load_state_dict(tensors)
-    before = evaluate(learner, learner.data.test_batches())
+    before = evaluate(learner, learner.data.test_batches(BATCH))
     assert (before.loss, before.accuracy) == (told["test/loss"], told["test/accuracy"])
     batches = [learner.data.batch(step) for step in range(1437 // 48)]
     with recomputed_statistics(learner.model, batches, infer=learner.infer):
-        after = evaluate(learner, learner.data.test_batches())
+        after = evaluate(learner, learner.data.test_batches(BATCH))
     assert (after.loss, after.accuracy) == (told["test/loss_recomputed"], told["test/accuracy_recomputed"])
     assert after != before
 
