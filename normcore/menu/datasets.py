@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from normcore.menu.hub_datasets import Cifar100Spec, FashionMnistSpec, MnistSpec
 from normcore.menu.labelled import LabelledSpec
-from normcore.menu.made_datasets import GaussianSpec
+from normcore.menu.made_datasets import GaussianSpec, PatchesSpec
 from normcore.menu.own_datasets import ImageFolderSpec, ParquetSpec
 from normcore.menu.spec import Form
 
@@ -80,6 +80,7 @@ DataSpec = (
     DigitsSpec
     | Cifar10Spec
     | GaussianSpec
+    | PatchesSpec
     | Cifar100Spec
     | MnistSpec
     | FashionMnistSpec

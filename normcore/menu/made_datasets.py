@@ -6,10 +6,14 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from normcore.menu.labelled import LabelledSpec
 from normcore.menu.spec import Form, Spec, Task
 
 MAX_NUMBERS = 10_000_000
 """Numbers in the inputs of a regression's training set."""
+
+MAX_PIXELS = 1_000_000_000
+"""In images that are made: a gigabyte in each channel."""
 
 DataSeed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
@@ -59,3 +63,44 @@ class GaussianSpec(Spec):
     def num_test(self) -> int:
         """Test samples."""
         return self.num_samples
+
+
+class PatchesSpec(LabelledSpec):
+    """Synthetic colour images: classes are arrangements of striped quarters, which no linear model can tell apart.
+
+    Under clutter, noise, and random contrast and brightness; made in memory from a seed, for tests and benchmarks.
+    """
+
+    kind: Literal["patches"] = "patches"
+    size: Annotated[int, Field(ge=8, le=224)] = 32
+    """Height and width in pixels."""
+    num_samples: Annotated[int, Field(ge=2, le=1_000_000)] = 10_000
+    """Training images."""
+    num_test: Annotated[int, Field(ge=1, le=1_000_000)] = 2000
+    """Test images."""
+    num_classes: Annotated[int, Field(ge=2, le=256)] = 10
+    """Arrangements: of one of four orientations in each of four quarters."""
+    noise: Annotated[float, Field(ge=0, le=10)] = 1.0
+    """Standard deviation of the noise in each pixel; the strongest stripes have an amplitude of 1."""
+    data_seed: DataSeed = 0
+    """Of the task, apart from the job's seed."""
+    target: ClassVar[str] = "normcore.data.patches:Patches"
+    form: ClassVar[Form] = "images"
+
+    @model_validator(mode="after")
+    def _fits_into_memory(self) -> Self:
+        if (pixels := (self.num_samples + self.num_test) * self.size**2) > MAX_PIXELS:
+            raise ValueError(
+                f"all images together may have at most {MAX_PIXELS:,} pixels, got {pixels:,}; lower num_samples or size"
+            )
+        return self
+
+    @property
+    def num_outputs(self) -> int:
+        """Classes."""
+        return self.num_classes
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width of one image."""
+        return (3, self.size, self.size)

@@ -80,7 +80,7 @@ MODELS = [kind for kind in kinds("model") if kind != "timm"]
 # A cell's weights are no map's: that weight methods are refused there is told by the tests of the preview.
 MAPPED = [model for model in MODELS if model != "lstm"]
 WEIGHED = list(itertools.product(kinds("weight"), MAPPED, ("none", "batch", "group")))
-LIKE_OTHERS = {"cifar100", "mnist", "fashion_mnist", "imagefolder", "parquet"}
+LIKE_OTHERS = {"patches", "cifar100", "mnist", "fashion_mnist", "imagefolder", "parquet"}
 """Datasets whose images are to a net what those of others are: each model takes them once."""
 
 COMBINATIONS = [
