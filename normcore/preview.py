@@ -188,7 +188,7 @@ def _attempt(reasons: list[Reason], layer: str | None, build: Callable[[], T]) -
 
 
 def _norm_inputs(plain: JobSpec, parts: int) -> dict[torch.Size, str]:
-    """The shapes that norms will be given of so many parts of a batch, each with the module path of the first norm that is given it."""
+    """The shapes that norms will be given of a batch in so many parts, each with the path of the first given it."""
     layers: dict[torch.Size, str] = {}
 
     def remember(path: str, _: nn.Module, inputs: tuple[Tensor]) -> None:
