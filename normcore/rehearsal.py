@@ -101,7 +101,9 @@ def dataset_bytes(data: DataSpec, dtype: torch.dtype) -> int:
     label = 8 if data.task == "classification" else data.num_outputs * dtype.itemsize
     # A dataset that has not been counted yet counts nothing.
     samples = (data.num_train or 0) + (data.num_test or 0)
-    return samples * (math.prod(data.shape) * itemsize + label)
+    # Of a streamed one, only labels stay.
+    streamed = samples and getattr(data, "streamed", False)
+    return samples * (label if streamed else math.prod(data.shape) * itemsize + label)
 
 
 def _device(spec: JobSpec) -> Literal["cpu", "cuda"]:
