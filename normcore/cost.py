@@ -33,10 +33,10 @@ def flops_per_step(model: nn.Module, batch: Batch) -> int:
     with _Products() as products:
         batch.through(model).sum().backward()  # type: ignore[no-untyped-call]
     model.zero_grad()
-    return products.flops
+    return int(products.flops)
 
 
-class _Products(TorchDispatchMode):
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the operations of all products in its scope, by torch's own formulas.
 
     `torch.utils.flop_counter.FlopCounterMode` does it too, with hooks on all modules of the process, which two previews
@@ -44,7 +44,7 @@ class _Products(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -143,7 +143,7 @@ class Mapped(nn.Sequential):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The tokens `(N, L, width)`."""
-        y: Tensor = super().forward(x)
+        y: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
         return y
 
 
