@@ -34,7 +34,7 @@ class Averages:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
-        self._followed = dict(model.named_parameters())
+        self._followed: dict[str, Tensor] = dict(model.named_parameters())
         for path, module in model.named_modules():
             self._followed |= {f"{path}.{name}": value for name, value in running_statistics(module).items()}
         self._values = [

@@ -57,7 +57,7 @@ def loss_with_gradients(
     present = [total for total in sums if total is not None]
     if scale is not None and present:
         torch._foreach_mul_(present, scale.reciprocal())
-    value: Tensor = _Computed.apply(torch.stack(losses).sum(), sums, *parameters)
+    value: Tensor = _Computed.apply(torch.stack(losses).sum(), sums, *parameters)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -70,6 +70,6 @@ class _Computed(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *(None if gradient is None else outer * gradient for gradient in ctx.gradients)

@@ -38,7 +38,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
             raise ValueError("an update is made of gradients that are there, got a closure; call it before")
         if self._adamw is not None:
             if self.found_inf is not None:
-                self._adamw.found_inf = self.found_inf
+                self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
             self._adamw.step()
         moving = [p for group in self._muon.param_groups for p in group["params"] if p.grad is not None]
         for parameter in moving:
