@@ -73,7 +73,9 @@ class Patches:
     def _set(self, name: str, count: int) -> tuple[Tensor, Tensor]:
         labels = torch.arange(count) % self.num_classes
         images = torch.empty(count, 3, self.size, self.size, dtype=torch.uint8)
-        for number, (some, classes) in enumerate(zip(images.split(CHUNK), labels.split(CHUNK), strict=True)):
+        for number, (some, classes) in enumerate(
+            zip(torch.split(images, CHUNK), torch.split(labels, CHUNK), strict=True)
+        ):
             some.copy_(self._draw(classes, generator("cpu", self.data_seed, "patches", name, number)))
         return images, labels
 
