@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from normcore.data.arrays import Arrays
 from normcore.data.cifar10 import Cifar10
-from normcore.data.images import mean_and_std
 from normcore.data.folders import DataFolders
+from normcore.data.images import mean_and_std
 from normcore.models.vgg import STAGES
 from normcore.records import Metrics
 from normcore.spec import JobSpec

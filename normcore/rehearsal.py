@@ -159,7 +159,7 @@ class _Autocast(TorchFunctionMode):
         return value.to(self.dtype) if floats else value
 
 
-class _Rehearsal(LiveBytes):
+class _Rehearsal(LiveBytes):  # type: ignore[no-untyped-call]
     """Follows convolutions as they are on real devices, where they differ from those on the meta device.
 
     Layers in channels_last give maps in channels_last whatever they are given; and on a CPU float64 is not oneDNN's but
