@@ -1,0 +1,98 @@
+"""The walk over the menu: every model with every norm trains, under each weight method and in each precision, or is
+refused by the preview with the reason.
+
+Weight methods are walked in float32 and precisions without a weight method. Under float16, whose first gradients
+overflow until the scaler has found its scale, only the loss is looked at.
+"""
+
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from normcore.learner import Learner
+from normcore.preview import preview
+from normcore.refusal import Refusal
+from normcore.spec import MENU, JobSpec, kind_of
+
+N = 4
+SMALL: dict[str, dict[str, Any]] = {
+    "depth": {"resnet": 8, "plain": 8, "deep_linear": 3, "transformer": 1},
+    "width": {"vgg": 1 / 16, "resnet": 1 / 4, "plain": 1 / 4, "inception_small": 1 / 4},
+}
+COUNTS = {"num_groups": 2, "channels_per_group": 2, "virtual_batch_size": 2, "virtual_ranks": 2}
+"""Knobs of norms that split a batch or its channels, for as few as there are here."""
+
+STEP_SIZES = tuple(10.0**-power for power in range(9))
+STEPS = 2
+PRECISIONS = get_args(JobSpec.model_fields["precision"].annotation)
+WEIGHTS = [kind_of(spec) for spec in MENU["weight"]]
+ARMS = [("none", precision) for precision in PRECISIONS] + [(weight, "float32") for weight in WEIGHTS[1:]]
+
+
+def data_for(model: Any) -> dict[str, Any]:
+    if "images" in model.takes:
+        return {"kind": "digits", "size": 8 if "sequences" in model.takes else 32}
+    return {"kind": "gaussian"} if "vectors" in model.takes else {"kind": "digits", "size": 8, "arrange": "rows"}
+
+
+def knobs(spec: Any) -> dict[str, Any]:
+    kind = kind_of(spec)
+    small = {knob: sizes[kind] for knob, sizes in SMALL.items() if kind in sizes and knob in spec.model_fields}
+    small |= {knob: value for knob, value in COUNTS.items() if knob in spec.model_fields}
+    return {"kind": kind} | small | ({"hidden": [6, 4]} if "hidden" in spec.model_fields and kind == "mlp" else {})
+
+
+@pytest.mark.parametrize("norm", MENU["norm"], ids=kind_of)
+@pytest.mark.parametrize("model", MENU["model"], ids=kind_of)
+def test_what_the_menu_offers_trains_or_is_refused_with_the_reason(model, norm, folders):
+    if kind_of(model) == "timm":
+        pytest.importorskip("timm")
+    warmup = {"warmup_steps": 1, "r_steps": 3, "d_steps": 2}
+    warm = {knob: value for knob, value in warmup.items() if knob in norm.model_fields}
+    for weight, precision in ARMS:
+        spec = JobSpec.model_validate(
+            {
+                "model": knobs(model),
+                "norm": knobs(norm) | warm,
+                "weight": {"kind": weight},
+                "precision": precision,
+                "data": data_for(model),
+                "batch_size": N,
+            }
+        )
+        try:
+            learner = Learner(spec, torch.device("cpu"), folders)
+            learner.begin()
+            assert trains(learner, (weight, precision)), (weight, precision)
+        except Refusal as refusal:
+            refused = str(refusal)
+        else:
+            continue
+        assert refused in {reason.detail for reason in preview(spec, folders).reasons}
+
+
+def trains(learner: Learner, what: tuple[str, str]) -> bool:
+    """Whether the loss of a batch falls in each of a few steps along its gradient, of some size, and all is finite."""
+    parameters = list(learner.model.parameters())
+    again = learner.replay(1)
+    if learner.scaler is not None:
+        return bool(again().isfinite())
+    for _ in range(STEPS):
+        loss = again()
+        # Not the learner's backward pass, which in float16 scales the loss and begins with a scale that is too large.
+        learner.optimizer.zero_grad()
+        loss.backward()
+        bad = [name for name, p in learner.model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+        assert not bad, what
+        start = [p.detach().clone() for p in parameters]
+        for size in STEP_SIZES:
+            with torch.no_grad():
+                for p, origin in zip(parameters, start, strict=True):
+                    p.copy_(origin - size * p.grad)
+                after = again()
+            if after < loss:
+                break
+        else:
+            return False
+    return bool(loss.isfinite())
