@@ -12,6 +12,8 @@ from normcore.menu.spec import MAX_STEPS, Spec
 from normcore.spec import MENU, JobSpec, kind_of, kinds_with
 
 PARTS = [pytest.param(family, part, id=f"{family}-{kind_of(part)}") for family, parts in MENU.items() for part in parts]
+MUST_BE_GIVEN = {"imagefolder": {"path": "mine"}, "parquet": {"path": "mine"}}
+"""Knobs that have no default, of the kinds that have such."""
 LEAST: dict[str, Any] = {"model": {"kind": "mlp"}, "data": {"kind": "digits"}}
 
 
@@ -21,9 +23,10 @@ def job(**changes: Any) -> JobSpec:
 
 @pytest.mark.parametrize(("family", "part"), PARTS)
 def test_every_part_can_be_ordered_by_its_kind_alone(family: str, part: type[Spec]) -> None:
-    chosen = {"kind": kind_of(part)}
+    given = MUST_BE_GIVEN.get(kind_of(part), {})
+    chosen = {"kind": kind_of(part)} | given
     ordered = getattr(job(**{family: [chosen] if family == "probes" else chosen}), family)
-    assert (ordered[0] if family == "probes" else ordered) == part()
+    assert (ordered[0] if family == "probes" else ordered) == part(**given)
 
 
 @pytest.mark.parametrize(("family", "part"), PARTS)
@@ -37,7 +40,7 @@ def test_every_part_and_every_knob_is_documented(family: str, part: type[Spec]) 
 
 @pytest.mark.parametrize(("family", "part"), PARTS)
 def test_every_target_is_there(family: str, part: type[Spec]) -> None:
-    assert callable(part().part())
+    assert callable(part(**MUST_BE_GIVEN.get(kind_of(part), {})).part())
 
 
 def test_a_job_survives_json() -> None:
@@ -59,7 +62,7 @@ def test_the_menu_never_meets_torch() -> None:
 
 def test_kinds_with_names_the_owners_of_a_knob() -> None:
     assert kinds_with("model", "hidden") == ["mlp"]
-    assert kinds_with("optimizer", "lr") == ["sgd", "adamw"]
+    assert kinds_with("optimizer", "lr") == ["sgd", "adamw", "muon"]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_torch_running_out_of_the_hosts_memory_is_out_of_memory():
 
 def test_a_spec_that_this_version_does_not_know_is_the_specs_fault():
     with pytest.raises(ValidationError) as caught:
-        JobSpec.model_validate_json('{"model": {"kind": "transformer"}, "data": {"kind": "digits"}}')
+        JobSpec.model_validate_json('{"model": {"kind": "perceptron"}, "data": {"kind": "digits"}}')
     code, failed = failure_of(caught.value)
     assert (code, failed.code) == (Exit.SPEC, "spec")
     assert failed.detail.startswith("the worker cannot read the spec:")
