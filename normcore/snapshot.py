@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from normcore.best import Best
@@ -77,12 +79,15 @@ def restore(snapshot: Snapshot, spec: JobSpec, learner: Learner) -> Past:
     _check_same_training(snapshot, spec)
     model, optimizer = learner.model, learner.optimizer
     _check_fits(_under("model.", tensors), model.state_dict(), "model")
-    _check_fits(_under("learner.", tensors), learner.state(), "learner")
+    # Older snapshots have nothing of the learner's where all of it stands as it began.
+    began = {name: value for name, value in learner.state().items() if name == "diverged"}
+    theirs = began | _under("learner.", tensors)
+    _check_fits(theirs, learner.state(), "learner")
     with torch.no_grad():
         for name, value in model.state_dict().items():
             value.copy_(tensors[f"model.{name}"])
         for name, value in learner.state().items():
-            value.copy_(tensors[f"learner.{name}"])
+            value.copy_(theirs[name])
     parameters = dict(model.named_parameters())
     for path, value in _under("optimizer.", tensors).items():
         name, _, key = path.rpartition(".")
@@ -101,13 +106,22 @@ MAY_CHANGE = {"steps", "epochs", "device", "checkpoint_every", "evaluate_every",
 
 
 def _check_same_training(snapshot: Snapshot, spec: JobSpec) -> None:
-    taken, wanted = snapshot.facts["spec"], spec.model_dump(mode="json")
+    taken, wanted = _with_defaults(snapshot.facts["spec"]), spec.model_dump(mode="json")
     for key in sorted((taken.keys() | wanted.keys()) - MAY_CHANGE):
         if taken.get(key) != wanted.get(key):
             raise ValueError(
                 f"a snapshot must be of the training it resumes, got {key} {taken.get(key)} in the snapshot and "
                 f"{wanted.get(key)} in the spec; resume with the spec it was taken with"
             )
+
+
+def _with_defaults(taken: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The spec of a snapshot with the knobs that came after it, which stand at what it did without them."""
+    try:
+        return JobSpec.model_validate(taken).model_dump(mode="json")
+    except ValidationError:
+        # Of a menu that has other parts by now: compared as it stands.
+        return taken
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -127,3 +127,29 @@ def test_a_snapshot_of_another_training_is_refused(folders):
         restore(snapshot, other, learner)
     longer = spec.model_copy(update={"steps": 10_000, "labels": {"why": "longer"}})
     assert restore(snapshot, longer, learner) == Past()
+
+
+def test_a_snapshot_from_before_a_knob_is_one_with_its_default(folders):
+    spec, learner = learner_of(folders)
+    step(learner)
+    snapshot = take(spec, 1, learner, Past())
+    later = {"accumulation", "label_smoothing", "ema", "compile", "devices", "batch_size_per_device"}
+    old = {name: value for name, value in snapshot.facts["spec"].items() if name not in later}
+    old["norm"] = {name: value for name, value in old["norm"].items() if name != "estimator"}
+    old["optimizer"] = {name: value for name, value in old["optimizer"].items() if name != "clip_norm"}
+    tensors = {name: tensor for name, tensor in snapshot.tensors.items() if not name.startswith("learner.")}
+    earlier = Snapshot(1, tensors, snapshot.facts | {"spec": old})
+    _, fresh = learner_of(folders)
+    restore(earlier, spec, fresh)
+    assert torch.equal(fresh.forward(2)[0], learner.forward(2)[0])
+    changed, other = learner_of(folders, accumulation=2)
+    with pytest.raises(ValueError, match="got accumulation 1 in the snapshot and 2 in the spec"):
+        restore(earlier, changed, other)
+
+
+def test_a_snapshot_of_parts_that_are_no_more_is_compared_as_it_stands(folders):
+    spec, learner = learner_of(folders)
+    snapshot = take(spec, 1, learner, Past())
+    facts = snapshot.facts | {"spec": snapshot.facts["spec"] | {"norm": {"kind": "of yore"}}}
+    with pytest.raises(ValueError, match=r"got norm .*of yore.* in the snapshot"):
+        restore(Snapshot(1, snapshot.tensors, facts), spec, learner)
