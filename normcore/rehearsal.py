@@ -52,7 +52,10 @@ def memory_mib(spec: JobSpec, device: Literal["cpu", "cuda"] | None = None) -> f
         Refusal: The model cannot be built.
     """
     device = device or _device(spec)
-    dtype, samples = PARAMETER_DTYPES[spec.precision], spec.batch_size // spec.devices
+    dtype, samples = PARAMETER_DTYPES[spec.precision], spec.batch_size // (spec.devices * spec.accumulation)
+    if spec.norm.kind == "sync" and spec.devices > 1:
+        # One sample of its own is enough where there are others' too, and here it would be alone.
+        samples = max(2, samples)
     standing_for = rehearsed.set(device)
     with _Rehearsal(device) as live:
         # As the learner has it: some norms take less memory so.
@@ -60,6 +63,10 @@ def memory_mib(spec: JobSpec, device: Literal["cpu", "cuda"] | None = None) -> f
         parameters = list(model.parameters())
         copies = _state_copies(spec.optimizer) + (2 if spec.probes else 0)
         held = [torch.empty_like(parameter) for parameter in parameters for _ in range(copies)]
+        if spec.ema is not None:
+            held += [torch.empty_like(parameter) for parameter in parameters]
+        # Of the micro-batches before, beside those of this one.
+        sums = [torch.empty_like(parameter) for parameter in parameters] if spec.accumulation > 1 else []
         batch, loss = shaped(spec.data, samples, dtype), loss_of(spec.data)
         # Gradients of the last step live until the backward pass of this one.
         for parameter in parameters:
@@ -71,7 +78,7 @@ def memory_mib(spec: JobSpec, device: Literal["cpu", "cuda"] | None = None) -> f
         for parameter in parameters:
             parameter.grad = None
         error.backward()  # type: ignore[no-untyped-call]
-        del error, batch
+        del error, batch, sums
         tests = shaped(spec.data, min(BATCH, spec.data.num_test or BATCH), dtype)
         model.eval()
         with torch.no_grad(), _autocast(spec):
@@ -85,7 +92,8 @@ def memory_mib(spec: JobSpec, device: Literal["cpu", "cuda"] | None = None) -> f
         peak = live.peak + snapshot
     else:
         peak = max(live.peak, with_model + _bytes(parameters) + state + snapshot)
-    total: int = peak + dataset_bytes(spec.data, dtype) + _waiting(spec, model, outputs, device)
+    waiting = spec.accumulation * _waiting(spec, model, outputs, device)
+    total: int = peak + dataset_bytes(spec.data, dtype) + waiting
     return total / MIB
 
 

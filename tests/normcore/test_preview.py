@@ -426,6 +426,13 @@ def test_norms_are_tried_on_the_micro_batches_that_they_will_see():
     assert code == "batch-of-one"
 
 
+def test_sync_norm_may_have_one_sample_on_each_of_several_devices():
+    parts = {"norm": {"kind": "sync"}, "batch_size": 2}
+    assert preview(job(**parts, devices=2)).reasons == ()
+    assert preview(job(**parts, accumulation=2)).reasons[0].code == "batch-of-one"
+    assert preview(job(norm={"kind": "batch"}, batch_size=2, devices=2)).reasons[0].code == "batch-of-one"
+
+
 def test_where_a_norm_does_not_fit_the_numbers_are_those_without_it():
     refused, plain = preview(job(norm={"kind": "group"})), preview(job(norm={"kind": "none"}))
     assert refused.reasons

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from normcore.build import build_model
 from normcore.rehearsal import MIB, dataset_bytes, memory_mib
 from normcore.spec import JobSpec
 from normcore.train import train
@@ -86,3 +87,17 @@ def test_the_global_generator_is_left_alone():
     before = torch.get_rng_state()
     memory_mib(job({"model": VGG, "noise": {"kind": "santurkar"}}))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_micro_batch_takes_the_memory_of_its_own_size():
+    whole, parts = (memory_mib(job({"model": VGG, "accumulation": n, "batch_size": 512}), "cuda") for n in (1, 8))
+    alone = memory_mib(job({"model": VGG, "batch_size": 64}), "cuda")
+    assert parts < whole / 2
+    # What a micro-batch does not share with a batch of its size: the sum of the gradients before it.
+    assert alone < parts < 1.6 * alone
+
+
+def test_an_average_of_the_weights_is_held_beside_them():
+    averaged, plain = (memory_mib(job({"model": MLP, **NONE, "ema": decay}), "cuda") for decay in (0.9, None))
+    values = build_model(job({"model": MLP, **NONE}), device="meta").parameters()
+    assert (averaged - plain) * MIB == pytest.approx(4 * sum(value.numel() for value in values), rel=0.05)

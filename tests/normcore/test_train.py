@@ -397,9 +397,12 @@ def test_recomputed_statistics_are_told_at_the_end_of_noisy_batch_norm_and_only_
 
 
 def test_recomputed_evaluation_is_that_of_the_last_checkpoint_with_recomputed_statistics(folders):
-    records = list(train(spec_of(), folders=folders))
+    # In float64 and but for rounding: only a deterministic training promises bits, and this one's loss may move by an
+    # ulp of float32 between two evaluations where threads are shared out otherwise.
+    spec = spec_of(precision="float64")
+    records = list(train(spec, folders=folders))
     told = {point.key: point.value for point in points_of(records)}
-    learner = Learner(spec_of(), torch.device("cpu"), folders)
+    learner = Learner(spec, torch.device("cpu"), folders)
     tensors = {
         name.removeprefix("model."): tensor
         for name, tensor in checkpoints_of(records)[40].items()
@@ -407,12 +410,14 @@ def test_recomputed_evaluation_is_that_of_the_last_checkpoint_with_recomputed_st
     }
     learner.model.load_state_dict(tensors)
     before = evaluate(learner, learner.data.test_batches(BATCH))
-    assert (before.loss, before.accuracy) == (told["test/loss"], told["test/accuracy"])
+    assert before.loss == pytest.approx(told["test/loss"], rel=1e-12)
+    assert before.accuracy == told["test/accuracy"]
     batches = [learner.data.batch(step) for step in range(1437 // 48)]
     with recomputed_statistics(learner.model, batches, infer=learner.infer):
         after = evaluate(learner, learner.data.test_batches(BATCH))
-    assert (after.loss, after.accuracy) == (told["test/loss_recomputed"], told["test/accuracy_recomputed"])
-    assert after != before
+    assert after.loss == pytest.approx(told["test/loss_recomputed"], rel=1e-12)
+    assert after.accuracy == told["test/accuracy_recomputed"]
+    assert after.loss != pytest.approx(before.loss, rel=1e-6)
 
 
 def test_probes_without_matplotlib_are_refused_before_the_first_step(folders, monkeypatch):
