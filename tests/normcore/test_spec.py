@@ -61,7 +61,7 @@ def test_the_menu_never_meets_torch() -> None:
 
 
 def test_kinds_with_names_the_owners_of_a_knob() -> None:
-    assert kinds_with("model", "hidden") == ["mlp"]
+    assert kinds_with("model", "hidden") == ["mlp", "lstm"]
     assert kinds_with("optimizer", "lr") == ["sgd", "adamw", "muon"]
 
 
