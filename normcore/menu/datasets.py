@@ -40,6 +40,9 @@ class DigitsSpec(LabelledSpec):
                 f"tokens are those of the native 8x8 images as they are, got size {self.size} and crop_padding "
                 f"{self.crop_padding}; leave both out, or take another arrange"
             )
+        if self.arrange == "tokens":
+            # Said as it is, since an order is written down in full and read again.
+            object.__setattr__(self, "size", 8)
         return self
 
     @property

@@ -126,3 +126,8 @@ def test_tokens_of_images_that_are_no_longer_native_are_refused():
     for knobs in ({"size": 16}, {"crop_padding": 1}):
         with pytest.raises(ValidationError, match=r"native 8x8 images as they are, got size .*; leave both out"):
             DigitsSpec(arrange="tokens", **knobs)
+
+
+def test_an_order_of_tokens_is_read_again_as_it_was_written_down():
+    spec = DigitsSpec(arrange="tokens")
+    assert DigitsSpec.model_validate_json(spec.model_dump_json()) == spec
