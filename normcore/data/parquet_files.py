@@ -122,9 +122,22 @@ def _column(files: Sequence[Path], name: str) -> Any:
 
     if not files:
         return None
-    return pa.chunked_array(
-        [chunk for file in files for chunk in pyarrow.parquet.read_table(file, columns=[name])[name].chunks]
-    )
+    columns = [pyarrow.parquet.read_table(file, columns=[name])[name] for file in files]
+    kinds = [pa.int64() if pa.types.is_integer(column.type) else pa.large_string() for column in columns]
+    if len(set(kinds)) > 1:
+        raise Refusal(
+            "no-label-column",
+            f"labels must be whole numbers in all files or words in all, got both in column {name!r}; mend them",
+        )
+    try:
+        # Files may hold the same numbers or words in other widths.
+        return pa.chunked_array(
+            [chunk for column, kind in zip(columns, kinds, strict=True) for chunk in column.cast(kind).chunks], kinds[0]
+        )
+    except pa.ArrowInvalid as error:
+        raise Refusal(
+            "no-label-column", f"labels must be numbers of 64 bits, got others in column {name!r} ({error}); mend them"
+        ) from error
 
 
 def _classes(label: str, train: Any, test: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
@@ -132,13 +145,19 @@ def _classes(label: str, train: Any, test: Any) -> tuple[NDArray[np.int64], NDAr
     import pyarrow as pa
     import pyarrow.compute
 
+    if test is not None and test.type != train.type:
+        raise Refusal(
+            "no-label-column",
+            f"labels must be whole numbers in all files or words in all, got {train.type} in training and {test.type} "
+            f"in test files, in column {label!r}; mend them",
+        )
     values = train.unique().drop_null()
     values = values.take(pyarrow.compute.array_sort_indices(values))
     numbers = []
     for name, column in (("training", train), ("test", test)):
         found = pa.array([], pa.int32())
         if column is not None:
-            found = pyarrow.compute.index_in(column.cast(values.type), value_set=values)
+            found = pyarrow.compute.index_in(column, value_set=values)
         if found.null_count:
             raise Refusal(
                 "no-label-column",

@@ -48,7 +48,7 @@ def write_folder(home: Path, images: NDArray[np.uint8], classes: tuple[str, ...]
         (folder / f"{number:03}.png").write_bytes(png(pixels))
 
 
-def write_parquet(file: Path, images: NDArray[np.uint8], labels: list[Any], *, plain: bool = False) -> None:
+def write_parquet(file: Path, images: NDArray[np.uint8], labels: Any, *, plain: bool = False) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     cells = [png(pixels) if plain else {"bytes": png(pixels), "path": None} for pixels in images]
     pyarrow.parquet.write_table(pa.table({"image": cells, "label": labels}), file, row_group_size=3)
@@ -203,6 +203,24 @@ def test_labels_that_the_training_set_does_not_have_are_refused(folders):
     write_parquet(folders.data_dir / "own/train.parquet", pictures(4), [0, 1, 0, 1])
     write_parquet(folders.data_dir / "own/test.parquet", pictures(2), [0, 2])
     with pytest.raises(Refusal, match="got 1 test rows"):
+        measured(job({"kind": "parquet", "path": "own"}), folders)
+
+
+@pytest.mark.parametrize("other", ["train-1", "test"])
+def test_labels_are_numbers_in_all_files_or_words_in_all(folders, other):
+    write_parquet(folders.data_dir / "own/train-0.parquet", pictures(4), [0, 1, 0, 1])
+    write_parquet(folders.data_dir / f"own/{other}.parquet", pictures(2), ["cat", "dog"])
+    with pytest.raises(Refusal, match="whole numbers in all files or words in all"):
+        measured(job({"kind": "parquet", "path": "own"}), folders)
+
+
+@pytest.mark.parametrize("other", ["train-1", "test"])
+def test_labels_may_be_of_other_widths_in_other_files(folders, other):
+    write_parquet(folders.data_dir / "own/train-0.parquet", pictures(4), pa.array([0, 1, 0, 1], pa.int8()))
+    write_parquet(folders.data_dir / f"own/{other}.parquet", pictures(2), pa.array([0, 1], pa.int64()))
+    assert measured(job({"kind": "parquet", "path": "own"}), folders).data.num_classes == 2
+    write_parquet(folders.data_dir / f"own/{other}.parquet", pictures(2), pa.array([0, 2**63], pa.uint64()))
+    with pytest.raises(Refusal, match="64 bits"):
         measured(job({"kind": "parquet", "path": "own"}), folders)
 
 
