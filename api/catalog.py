@@ -30,7 +30,7 @@ def catalog() -> CatalogView:
 
     Example:
         >>> [part.kind for part in catalog().families["optimizer"]]
-        ['sgd', 'adamw']
+        ['sgd', 'adamw', 'muon']
     """
     families = {family: [_part(spec) for spec in parts] for family, parts in MENU.items()}
     job = JobSpec.model_json_schema()

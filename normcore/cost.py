@@ -26,6 +26,7 @@ def flops_per_step(model: nn.Module, batch: Batch) -> int:
         batch: On the meta device, see `normcore.data.shaped`; its labels do not count.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(3, 4, device="meta"), nn.Linear(4, 5, device="meta"))
         >>> flops_per_step(net, Batch(torch.empty(2, 3, device="meta"), torch.empty(2, device="meta")))
         336

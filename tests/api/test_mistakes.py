@@ -132,7 +132,8 @@ def test_every_mistake_is_named():
 @pytest.mark.parametrize("family", MENU)
 def test_every_part_of_the_menu_names_its_own_fields(family):
     for part in MENU[family]:
-        sent = {"kind": kind_of(part), "no_such_knob": 1}
+        must_be_given = {name: "mine" for name, field in part.model_fields.items() if field.is_required()}
+        sent = {"kind": kind_of(part), "no_such_knob": 1} | must_be_given
         (mistake,) = mistakes({family: [sent] if family == "probes" else sent})
         assert mistake.pointer == f"/{family}/{'0/' if family == 'probes' else ''}no_such_knob"
         assert mistake.detail == (
