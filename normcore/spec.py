@@ -166,8 +166,11 @@ class JobSpec(Spec):
             last = self.schedule.milestones[-1]
             late.append((f"the last of the milestones is {last:,}", last, "set milestones within the job"))
         if isinstance(self.norm, BatchRenormSpec | PowerNormSpec):
-            warmup = self.norm.warmup_steps
-            late.append((f"norm {self.norm.kind} is itself only after warmup_steps {warmup:,}", warmup + 1, "lower it"))
+            # In training passes, of which an update has as many as micro-batches.
+            warmup, passes = self.norm.warmup_steps, self.accumulation
+            each = f", of which a step has {passes:,}" if passes > 1 else ""
+            what = f"norm {self.norm.kind} is itself only after warmup_steps {warmup:,}{each}"
+            late.append((what, warmup // passes + 1, "lower it"))
         for what, step, remedy in late:
             if step > self.num_steps:
                 raise ValueError(f"{what}, and the job has {self.num_steps:,} steps; {remedy}, or raise steps")

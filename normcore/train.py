@@ -308,9 +308,11 @@ def _remarks(spec: JobSpec, learner: Learner, step: int) -> Iterator[Remark]:
     if spec.accumulation > 1:
         size = spec.batch_size // (spec.devices * spec.accumulation)
         detail = f"each update is that of {spec.accumulation} micro-batches of {size} samples"
+        synchronized = spec.norm.kind == "sync" and spec.devices > 1
         if any(map(has_running_statistics, learner.model.modules())):
+            seen = f"{size * spec.devices} samples of one on all devices" if synchronized else f"{size} samples of one"
             detail += (
-                f"; norms with batch statistics see the {size} samples of one, and their running statistics "
+                f"; norms with batch statistics see the {seen}, and their running statistics "
                 f"move {spec.accumulation} times an update"
             )
         yield Remark(step, "micro-batches", detail)

@@ -7,6 +7,7 @@ from normcore.data.batch import Batch
 from normcore.learner import Learner
 from normcore.micro_batches import loss_with_gradients, micro_batches
 from normcore.spec import JobSpec
+from normcore.train import _remarks
 
 CNN = {"model": {"kind": "vgg", "width": 0.0625}, "data": {"kind": "digits"}, "batch_size": 12}
 
@@ -116,3 +117,23 @@ def test_masks_are_split_too():
 def test_accumulation_must_divide_the_batch():
     with pytest.raises(ValueError, match=r"got accumulation 5 and batch_size 12 on devices 1; take a divisor"):
         JobSpec.model_validate(CNN | {"accumulation": 5})
+
+
+RENORM = {"model": {"kind": "mlp"}, "data": {"kind": "digits"}, "norm": {"kind": "batch_renorm"}, "steps": 30}
+
+
+def test_warmups_of_norms_are_counted_in_micro_batches():
+    """They count training passes, of which an update has several: 101 of them are within 30 updates of 4."""
+    assert JobSpec.model_validate(RENORM | {"accumulation": 4}).num_steps == 30
+    with pytest.raises(ValueError, match="is itself only after warmup_steps 100, and the job has 30 steps"):
+        JobSpec.model_validate(RENORM)
+    with pytest.raises(ValueError, match="after warmup_steps 100, of which a step has 2, and the job has 30 steps"):
+        JobSpec.model_validate(RENORM | {"accumulation": 2})
+
+
+def test_sync_norm_sees_the_micro_batches_of_all_devices(folders):
+    job = {"model": {"kind": "mlp"}, "data": {"kind": "digits", "size": 8}, "batch_size": 32, "accumulation": 4}
+    for norm, told in (("sync", "see the 8 samples of one on all devices,"), ("batch", "see the 4 samples of one,")):
+        spec = JobSpec.model_validate(job | {"norm": {"kind": norm}, "devices": 2})
+        (remark,) = _remarks(spec, Learner(spec, torch.device("cpu"), folders), 0)
+        assert told in remark.detail
