@@ -14,8 +14,8 @@ from normcore.rehearsal import memory_mib
 from normcore.spec import JobSpec
 
 HELD_BACK = {"cpu": 2.0, "cuda": 1.1}
-"""What an allocator is taken to need for each byte it is asked for, holes included. On a CPU small nets were seen to take
-1.3 to 3.5 times as much, so this is a middle and no bound; on a GPU it is an assumption."""
+"""What an allocator is taken to need for each byte it is asked for, holes included. On a CPU small nets were seen to
+take 1.3 to 3.5 times as much, so this is a middle and no bound; on a GPU it is an assumption."""
 
 _LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 
