@@ -26,7 +26,9 @@ from torch import Tensor, nn
 
 from normcore.data.folders import DataFolders
 from normcore.learner import Learner
+from normcore.probes.footprints import no_footprints
 from normcore.probes.landscape import LandscapeProbe
+from normcore.probes.moment import Moment
 from normcore.spec import JobSpec
 
 LR = 0.1
@@ -58,7 +60,7 @@ def main() -> None:
 
 def measure(learner: Learner, rounds: int, points: int) -> None:
     """Let the arms take turns, and print the cost of a point in each."""
-    probe = LandscapeProbe(every=1, low=0.5, high=4.0, points=points)
+    probe = LandscapeProbe(low=0.5, high=4.0, points=points)
     costs: list[list[float]] = [[], [], []]
     # The first round warms up.
     for turn in range(rounds + 1):
@@ -112,7 +114,10 @@ def plain_steps(learner: Learner, number: int, count: int) -> None:
 
 def read_in_place(probe: LandscapeProbe, learner: Learner, number: int, losses: list[float]) -> None:
     """A reading as the training loop takes it."""
-    reading = probe.read(number, learner.model, learner.replay(number), LR)
+    gradient = tuple(parameter.grad for parameter in learner.model.parameters())
+    with no_footprints(learner.model) as origin:
+        replays = (learner.replay(number), partial(learner.plain_replay, number))
+        reading = probe.read(Moment(number, LR, learner.model, *replays, tuple(origin), gradient))
     losses.extend(reading.arrays["loss"])
 
 

@@ -42,7 +42,8 @@ class Curves:
 
     Points of a step k are `train/loss` and, of a classification, `train/accuracy`, of the batch of update k before that
     update, and `train/lr`, which it used; at every `record_every`-th step. Points of a flush are `time/step_ms`, the
-    mean time of a step without probes, evaluation and whoever reads the records, and `memory/peak_mib`.
+    mean time of a step without probes, evaluation and whoever reads the records, `memory/peak_mib`, and with probes
+    `probe/overhead_fraction`, their time over that of the steps, since the training began or was resumed.
 
     Args:
         record_every: Steps between two points.
@@ -60,6 +61,7 @@ class Curves:
         self._outputs: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._recorded: list[tuple[int, float]] = []
+        self._flushed_s = self._paused_s = 0.0
         self.resume_clock()
 
     def remember(self, step: int, lr: float, loss: Tensor, outputs: Tensor, labels: Tensor) -> None:
@@ -77,13 +79,24 @@ class Curves:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A scope whose time does not count."""
-        if self._device.type == "cuda":
-            # Steps are queued there: those before the scope shall not be counted as its time.
-            torch.cuda.synchronize(self._device)
-        began = perf_counter()
+        """A scope of probes, whose time does not count as that of a step."""
+        # On a GPU steps are queued: those before the scope shall not be counted as its time.
+        began = self.now()
         yield
-        self._since += perf_counter() - began
+        took = self.now() - began
+        self._since += took
+        self._paused_s += took
+
+    def now(self) -> float:
+        """Seconds on some clock, when the device has done everything so far."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return perf_counter()
+
+    @property
+    def trained_s(self) -> float:
+        """Seconds that steps have taken, without the scopes in which the clock was paused."""
+        return self._flushed_s + perf_counter() - self._since
 
     @property
     def full(self) -> bool:
@@ -93,7 +106,9 @@ class Curves:
     def flush(self, step: int) -> Window:
         """The points of all steps since the last flush, of which `step` is the newest."""
         losses: list[float] = torch.stack(self._losses).tolist()
-        step_ms = 1000 * (perf_counter() - self._since) / len(losses)
+        took = perf_counter() - self._since
+        self._flushed_s += took
+        step_ms = 1000 * took / len(losses)
         first = step - len(losses) + 1
         bad = next((index for index, loss in enumerate(losses) if not isfinite(loss)), None)
         points: list[Point] = []
@@ -106,6 +121,8 @@ class Curves:
         if bad is None:
             points.append(Point("time/step_ms", step, step_ms))
             points.append(Point("memory/peak_mib", step, peak_mib(self._device)))
+            if self._paused_s > 0:
+                points.append(Point("probe/overhead_fraction", step, self._paused_s / self._flushed_s))
         for kept in (self._losses, self._outputs, self._labels, self._recorded):
             kept.clear()
         return Window(step if bad is None else first + bad - 1, tuple(points), None if bad is None else losses[bad])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -12,8 +13,9 @@ from normcore.averages import Averages
 from normcore.build import build_model
 from normcore.compilation import Compiled
 from normcore.data.batch import Batch
-from normcore.data.dataset import load
+from normcore.data.dataset import Resident, load
 from normcore.data.folders import DataFolders
+from normcore.data.streamed import Streamed
 from normcore.menu.optimizers import OptimizerSpec
 from normcore.micro_batches import loss_with_gradients, micro_batches
 from normcore.noise.noise import Drawing, start_step
@@ -24,6 +26,7 @@ from normcore.optimizers.norm_clipping import NormClipping
 from normcore.precision import PRECISIONS
 from normcore.ranks import ALONE, Ranks
 from normcore.records import Remark
+from normcore.seeds import stream_seed
 from normcore.spec import JobSpec
 from normcore.weights.spectral import spectral_norms
 from normcore.weights.weight_norm import initialize_from_data, wants_data
@@ -37,6 +40,7 @@ class Learner:
         device: Where it computes.
         folders: Where datasets lie; below the working directory when not given.
         ranks: Who else computes the same steps.
+        data: The job's, where it has been loaded already.
 
     Raises:
         Refusal: The model cannot be built, the batch is larger than the data, or the dataset is not to be had.
@@ -51,18 +55,22 @@ class Learner:
     """
 
     def __init__(
-        self, spec: JobSpec, device: torch.device, folders: DataFolders | None = None, ranks: Ranks = ALONE
+        self,
+        spec: JobSpec,
+        device: torch.device,
+        folders: DataFolders | None = None,
+        ranks: Ranks = ALONE,
+        data: Resident | Streamed | None = None,
     ) -> None:
-        self.ranks, self.device = ranks, device
-        self.data = load(spec, device=device, folders=folders)
+        self.ranks, self.device, self._spec = ranks, device, spec
+        self.data = load(spec, device=device, folders=folders) if data is None else data
         # Convolutions, with norms of every kind, are as fast or faster with the channels in the last place of memory.
         self.model = build_model(spec, device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer: torch.optim.Optimizer = spec.optimizer.part()(spec.optimizer, self.model)
         self._seed, self._parameters = ranks.seed(spec.seed), list(self.model.parameters())
         self._clippings = list(_clippings(spec.optimizer, self.model))
         self._spectral_norms = spectral_norms(self.model)
-        norms = [module for module in self.model.modules() if isinstance(module, Norm) and module.remembers]
-        self._memories = [buffer for norm in norms for buffer in norm.buffers()]
+        self._remembering = [norm for norm in self.model.modules() if isinstance(norm, Norm) and norm.remembers]
         self._draws = any(isinstance(module, Drawing) and module.draws for module in self.model.modules())
         self._loss, self.classifies = loss_of(spec.data, spec.label_smoothing), spec.data.task == "classification"
         precision = PRECISIONS[spec.precision]
@@ -118,22 +126,76 @@ class Learner:
         """The batch of update number `step`, or this rank's part of it."""
         return self.ranks.rows(self.data.batch(step - 1))
 
-    def replay(self, step: int) -> Callable[[], Tensor]:
+    def remembered(self) -> list[Tensor]:
+        """Copies of what norms remember of earlier passes."""
+        return [buffer.clone() for buffer in self._memories()]
+
+    def replay(self, step: int, remembered: list[Tensor] | None = None) -> Callable[[], Tensor]:
         """What computes the loss of `forward` as often as it is called, from a batch that is fetched once.
 
-        Norms that remember earlier passes are put back to where they stand now before each computation; so ask before
-        `forward` moves them, to see what it saw.
+        Args:
+            step: Whose batch and noise.
+            remembered: What norms that remember earlier passes are put back to before each computation; where they
+                stand now when not given. `forward` moves them: ask before it, to see what it saw.
         """
         batch = self.batch(step)
-        kept = [buffer.clone() for buffer in self._memories]
+        kept = self.remembered() if remembered is None else remembered
 
         def again() -> Tensor:
-            with torch.no_grad():
-                for buffer, value in zip(self._memories, kept, strict=True):
-                    buffer.copy_(value)
+            self._remember(kept)
             return self._forward(step, batch)[0]
 
         return again
+
+    def plain_replay(
+        self, step: int, remembered: list[Tensor] | None = None, dtype: torch.dtype | None = None
+    ) -> Callable[[], Tensor]:
+        """Like `replay`, as one graph of eager operations, of which there are second derivatives.
+
+        A batch in micro-batches takes the memory of all of them. Of several ranks each has the loss of its rows, and
+        the mean of its gradients over the ranks is the gradient of the whole batch.
+
+        Args:
+            step: Whose batch and noise.
+            remembered: As for `replay`.
+            dtype: What to compute in, without autocast; the model must have it. As in training where not given.
+        """
+        batch = self.batch(step) if dtype is None else self.batch(step).to(dtype)
+        kept = self.remembered() if remembered is None else remembered
+        scope = self._precision if dtype is None else nullcontext()
+        widens = self._autocasts and dtype is None
+        weight = 1 / self._parts if self.classifies else float(self.ranks.count)
+
+        def again() -> Tensor:
+            self._remember(kept)
+            losses: list[Tensor] = []
+            for number, part in enumerate(micro_batches(batch, self._parts)):
+                if self._draws:
+                    start_step(self.model, self._seed, (step - 1) * self._parts + number)
+                with scope:
+                    outputs = part.through(self.model)
+                losses.append(self._loss(outputs.float() if widens else outputs, part.labels))
+            return torch.stack(losses).sum() * weight
+
+        return again
+
+    def anew(self) -> Learner:
+        """Another learner of the same job and data, at the initial weights; torch's generators are left alone."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(stream_seed(self._seed, "torch"))
+            other = Learner(self._spec, self.device, None, self.ranks, self.data)
+            other.begin()
+        return other
+
+    def _memories(self) -> list[Tensor]:
+        """What norms remember of earlier passes."""
+        return [buffer for norm in self._remembering for buffer in norm.buffers()]
+
+    def _remember(self, kept: list[Tensor]) -> None:
+        with torch.no_grad():
+            for buffer, value in zip(self._memories(), kept, strict=True):
+                buffer.copy_(value)
 
     def _forward(self, step: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         if self._parts == 1 and self.scaler is None:
@@ -180,6 +242,10 @@ class Learner:
             tensors |= {f"ema.{name}": value for name, value in self.averages.state().items()}
         return tensors
 
+    def diverged(self) -> bool:
+        """Whether a loss was not finite; waits for the device."""
+        return bool(self._diverged)
+
     def finite(self) -> bool:
         """Whether all parameters are finite; waits for the device."""
         return bool(torch.stack([parameter.detach().isfinite().all() for parameter in self._parameters]).all())
@@ -205,8 +271,8 @@ class Learner:
         self.optimizer.step()
         for spectral_norm, weight in self._spectral_norms:
             spectral_norm.advance(weight, unless=self._blocked)
-        if self._memories:
-            self.ranks.follow(self._memories)
+        if self._remembering:
+            self.ranks.follow(self._memories())
         if self.averages is not None:
             self.averages.advance(unless=self._blocked)
         if self.scaler is not None and self._overflown is not None:

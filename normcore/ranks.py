@@ -82,6 +82,13 @@ class Ranks:
             distributed.all_reduce(values)
         return values
 
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace tensors by their means over the ranks, in place."""
+        if self.count > 1 and tensors:
+            with torch.no_grad():
+                _flat(tensors, distributed.all_reduce)
+                torch._foreach_div_(tensors, self.count)
+
     def agree(self, *values: float) -> tuple[float, ...]:
         """What the first rank says. Goes from host to host and waits for no device."""
         if self.count == 1:
@@ -146,10 +153,7 @@ class _Joined(torch.autograd.Function):
 
 
 def _average(model: nn.Module, count: int) -> None:
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    with torch.no_grad():
-        _flat(gradients, distributed.all_reduce)
-        torch._foreach_div_(gradients, count)
+    Ranks(count=count).average([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
 
 
 def _flat(tensors: list[Tensor], exchange: Any) -> None:

@@ -29,12 +29,19 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a probe saw at a step: scalars become curves, arrays are kept for the probe's figure."""
+    """What a probe saw at a step: scalars become curves, arrays are kept for the probe's figure.
+
+    All readings of a probe in a training have arrays of the same names and lengths.
+    """
 
     probe: str
     step: int
     scalars: Mapping[str, float]
     arrays: Mapping[str, tuple[float, ...]]
+    layers: tuple[str, ...] = ()
+    """The module paths that the values of an array per layer belong to."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What must be known to read the numbers, such as `bn_mode`, the same at every reading."""
 
 
 @dataclass(frozen=True, slots=True)

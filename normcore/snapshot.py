@@ -26,6 +26,8 @@ class Past:
     """What the probes have seen, by step."""
     best: Best | None = None
     """The best evaluation so far, where there is a validation set."""
+    watched: Mapping[str, Tensor] = field(default_factory=dict)
+    """What probes that read at the end have watched, by `<probe>.<name>`."""
 
 
 def take(spec: JobSpec, step: int, learner: Learner, past: Past) -> Snapshot:
@@ -40,9 +42,11 @@ def take(spec: JobSpec, step: int, learner: Learner, past: Past) -> Snapshot:
     - `rng.cpu`, `rng.cuda`: torch's global generators;
     - `readings.<probe>.step`, `.scalars.<name>`, `.arrays.<name>`: what the probes have seen, a row per reading; NaN
       stands for a scalar that a reading does not have;
+    - `watched.<probe>.<name>`: what probes that read at the end have seen on the way;
     - `next.loss`, where the training is deterministic: what the next step's loss will be, see `normcore.foresight`.
 
-    The facts are the spec, torch's version and, where there is one, the best evaluation so far.
+    The facts are the spec, torch's version, what the probes' readings have in common and, where there is one, the best
+    evaluation so far.
     """
     model, optimizer = learner.model, learner.optimizer
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
@@ -55,6 +59,7 @@ def take(spec: JobSpec, step: int, learner: Learner, past: Past) -> Snapshot:
     if device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
     tensors |= _readings_to_tensors(past.readings)
+    tensors |= {f"watched.{name}": value for name, value in past.watched.items()}
     if spec.deterministic:
         tensors[NEXT_LOSS] = next_loss(learner, step + 1)
     # In plain memory order, so that equal values are equal bytes whatever the memory format they were computed in.
@@ -62,7 +67,10 @@ def take(spec: JobSpec, step: int, learner: Learner, past: Past) -> Snapshot:
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    facts = {"spec": spec.model_dump(mode="json"), "torch": torch.__version__}
+    facts: dict[str, Any] = {"spec": spec.model_dump(mode="json"), "torch": torch.__version__}
+    facts["readings"] = {
+        reading.probe: {"layers": list(reading.layers), "facts": dict(reading.facts)} for reading in past.readings
+    }
     return Snapshot(step, copies, facts if past.best is None else facts | {"best": past.best.facts()})
 
 
@@ -98,7 +106,7 @@ def restore(snapshot: Snapshot, spec: JobSpec, learner: Learner) -> Past:
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"], next(model.parameters()).device)
-    return Past(_readings_from_tensors(_under("readings.", tensors)), Best.of(snapshot.facts.get("best")))
+    return Past(readings_of(snapshot), Best.of(snapshot.facts.get("best")), _under("watched.", tensors))
 
 
 MAY_CHANGE = {"steps", "epochs", "device", "checkpoint_every", "evaluate_every", "record_every", "labels"}
@@ -153,18 +161,24 @@ def _readings_to_tensors(readings: Sequence[Reading]) -> dict[str, Tensor]:
     return tensors
 
 
-def _readings_from_tensors(tensors: Mapping[str, Tensor]) -> list[Reading]:
+def readings_of(snapshot: Snapshot) -> list[Reading]:
+    """What the probes had seen when a snapshot was taken, by step."""
+    tensors, common = _under("readings.", snapshot.tensors), snapshot.facts.get("readings", {})
     readings = []
     for probe in dict.fromkeys(name.partition(".")[0] for name in tensors):
         steps = tensors[f"{probe}.step"].tolist()
         scalars = {name: column.tolist() for name, column in _under(f"{probe}.scalars.", tensors).items()}
         arrays = {name: rows.tolist() for name, rows in _under(f"{probe}.arrays.", tensors).items()}
+        layers = tuple(common.get(probe, {}).get("layers", ()))
+        facts = common.get(probe, {}).get("facts", {})
         readings += [
             Reading(
                 probe,
                 step,
                 {name: column[row] for name, column in scalars.items() if not math.isnan(column[row])},
                 {name: tuple(rows[row]) for name, rows in arrays.items()},
+                layers,
+                facts,
             )
             for row, step in enumerate(steps)
         ]

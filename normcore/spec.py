@@ -15,6 +15,7 @@ from normcore.menu.datasets import DataSpec
 from normcore.menu.models import ModelSpec
 from normcore.menu.noises import NoiseSpec, NoNoiseSpec
 from normcore.menu.norms import BatchNormSpec, BatchRenormSpec, NormSpec, PowerNormSpec
+from normcore.menu.occasions import BudgetSpec, EpochsSpec
 from normcore.menu.optimizers import OptimizerSpec, SgdSpec
 from normcore.menu.own_datasets import not_measured
 from normcore.menu.probes import ProbeSpec
@@ -28,9 +29,6 @@ WITHOUT_NUL = r"^[^\x00]*$"
 LabelKey = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00:]*$")]
 """Without a colon, which stands between key and value where a label is searched for."""
 Label = Annotated[str, Field(max_length=200, pattern=WITHOUT_NUL)]
-
-OVER_DEVICES = frozenset({"landscape"})
-"""Probes that look at nothing but loss and gradients, which are those of the batch of all devices."""
 
 
 class JobSpec(Spec):
@@ -116,6 +114,12 @@ class JobSpec(Spec):
                 f"zero_last_gamma needs a norm with a learned scale, got norm {self.norm.kind} without one; "
                 f"take a norm with affine true, or zero_last_gamma false"
             )
+        for probe in self.probes:
+            if self.deterministic and isinstance(getattr(probe, "every", None), BudgetSpec):
+                raise ValueError(
+                    f"a deterministic job must read its probes at steps that no clock decides, got a budget for probe "
+                    f"{probe.kind}; set every to a number of steps, or deterministic to false"
+                )
         kinds = [probe.kind for probe in self.probes]
         if len(kinds) != len(set(kinds)):
             raise ValueError(f"each kind of probe may stand once, got {kinds}; merge the probes of one kind")
@@ -149,7 +153,7 @@ class JobSpec(Spec):
                 f"{self.devices} and batch_size_per_device {self.batch_size_per_device:,}; give one of the two sizes"
             )
         for probe in self.probes:
-            if self.devices > 1 and probe.kind not in OVER_DEVICES:
+            if self.devices > 1 and not probe.over_devices:
                 raise ValueError(
                     f"probe {probe.kind} would see one device's part of the batch, got devices {self.devices}; "
                     f"leave it out, or set devices to 1"
@@ -158,8 +162,9 @@ class JobSpec(Spec):
     def _check_that_nothing_comes_too_late(self) -> None:
         """What would come after the last step would never come, and the job would say it did something it did not."""
         late = [
-            (f"probe {probe.kind} reads every {probe.every:,} steps", probe.every, "lower every")
+            (f"probe {probe.kind} first reads at step {first:,}", first, "lower every")
             for probe in self.probes
+            if (first := self._first_reading(probe)) is not None
         ]
         late.append((f"warmup_steps is {self.schedule.warmup_steps:,}", self.schedule.warmup_steps, "lower it"))
         if isinstance(self.schedule, StepScheduleSpec):
@@ -174,6 +179,16 @@ class JobSpec(Spec):
         for what, step, remedy in late:
             if step > self.num_steps:
                 raise ValueError(f"{what}, and the job has {self.num_steps:,} steps; {remedy}, or raise steps")
+
+    def _first_reading(self, probe: ProbeSpec) -> int | None:
+        """The first step that a probe is sure to look at, where there is one."""
+        match getattr(probe, "every", None):
+            case int(every):
+                return every
+            case EpochsSpec(every=every):
+                return every * self.steps_per_epoch if self.data.num_train is not None else None
+            case _:
+                return None
 
     @property
     def num_steps(self) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from math import isfinite, nan
 
 import torch
 from torch import Tensor
 
-from normcore.best import best_of
+from normcore.best import Best, best_of
 from normcore.companions import accompanied
 from normcore.curves import Curves
 from normcore.data.batch import Batch
@@ -19,20 +20,18 @@ from normcore.determinism import isolated
 from normcore.divergence import first_nonfinite_layer
 from normcore.evaluation import BATCH, Evaluation, evaluate
 from normcore.foresight import verify
+from normcore.instruments import Instruments
 from normcore.learner import Learner
 from normcore.menu.norms import BatchNormSpec
 from normcore.noise.noise import Drawing, Noise, start_step
 from normcore.norms.diagnosis import worst_diagnoses
-from normcore.probes.probe import Probe, Replay
 from normcore.ranks import ALONE, Ranks
 from normcore.records import (
     Checkpoint,
     Diverged,
-    Figure,
     Finished,
     Metrics,
     Point,
-    Reading,
     Record,
     Remark,
     Snapshot,
@@ -150,21 +149,20 @@ def _train(
     learner = Learner(spec, device, folders, ranks)
     model = learner.model
     schedule: Schedule = spec.schedule.part()(spec.optimizer.lr, spec.num_steps, **spec.schedule.knobs())
-    probes: list[Probe] = [probe.part()(**probe.knobs()) for probe in spec.probes]
-    done, past = _begin(spec, learner, resume)
-    readings, best = past.readings, past.best
-
     curves = Curves(spec.record_every, device, classifies=learner.classifies, ranks=ranks)
+    instruments = Instruments(spec, learner, curves, partial(_gather_statistics, spec, learner))
+    done, best = _begin(spec, learner, instruments, resume)
+
     yield from ranks.remarks(model, done)
     yield from _remarks(spec, learner, done)
     for step in range(done + 1, spec.num_steps + 1):
-        due = [probe for probe in probes if step % probe.every == 0]
-        replay = learner.replay(step) if due else None
+        instruments.attend(step)
         loss, outputs, labels = learner.forward(step)
         learner.backward(loss)
         lr = schedule.lr(step)
-        seen = [] if replay is None else _read(due, spec, learner, replay, step, lr, curves)
+        instruments.before_update(lr)
         learner.update(loss, lr)
+        instruments.after_update(lr)
         curves.remember(step, lr, loss, outputs, labels)
 
         last = step == spec.num_steps
@@ -172,7 +170,7 @@ def _train(
         saving = last or step % spec.checkpoint_every == 0
         # The clock and the signals of one process, told to all; from host to host, so that no device waits.
         stopping, full = ranks.agree(not last and stop is not None and stop(), curves.full)
-        if not (full or seen or evaluating or saving or stopping or step == done + 1):
+        if not (full or instruments.seen or evaluating or saving or stopping or step == done + 1):
             continue
 
         window = curves.flush(step)
@@ -181,14 +179,11 @@ def _train(
         yield from _verification(resume, step, loss)
         if window.bad_loss is not None:
             bad = window.step + 1
-            yield from _figures(probes, readings)
+            yield from instruments.figures()
             layer = ranks.first_layer(model, first_nonfinite_layer(model, learner.replay(bad)))
             yield Diverged(bad, window.bad_loss, layer)
             return
-        for reading in seen:
-            readings.append(reading)
-            yield reading
-            yield Metrics(step, tuple(Point(f"{reading.probe}/{key}", step, v) for key, v in reading.scalars.items()))
+        yield from instruments.keep()
         if evaluating or saving or stopping:
             _gather_statistics(spec, learner)
         test_loss, validation = (yield from _evaluations(spec, learner, step, last=last)) if evaluating else (nan, None)
@@ -196,42 +191,38 @@ def _train(
         is_best = best is not None and best.step == step
         saving = saving or is_best
         if (last and not isfinite(test_loss)) or ((saving or stopping) and not learner.finite()):
-            yield from _figures(probes, readings)
+            yield from instruments.figures()
             layer = ranks.first_layer(model, first_nonfinite_layer(model, learner.replay(step)))
             yield Diverged(step, test_loss, layer)
             return
         if saving or stopping:
-            yield Checkpoint(step, take(spec, step, learner, Past(readings, best)), last, is_best)
+            past = Past(instruments.readings, best, instruments.state())
+            yield Checkpoint(step, take(spec, step, learner, past), last, is_best)
         if stopping:
             yield Stopped(step)
             return
         curves.resume_clock()
 
-    yield from _figures(probes, readings)
+    yield from instruments.figures()
     yield Finished(spec.num_steps)
 
 
-def _begin(spec: JobSpec, learner: Learner, resume: Snapshot | None) -> tuple[int, Past]:
-    """Start or go on: the updates done so far, and what is known of them."""
+def _begin(
+    spec: JobSpec, learner: Learner, instruments: Instruments, resume: Snapshot | None
+) -> tuple[int, Best | None]:
+    """Start or go on: the updates done so far, and the best evaluation of them."""
     if resume is None:
         learner.begin()
-        return 0, Past()
-    return resume.step, restore(resume, spec, learner)
+        return 0, None
+    past = restore(resume, spec, learner)
+    instruments.restore(past.watched, past.readings)
+    return resume.step, past.best
 
 
 def _verification(resume: Snapshot | None, step: int, loss: Tensor) -> Iterator[Remark]:
     """At the first step after a resume: whether it was the step that the snapshot foretold."""
     if resume is not None and step == resume.step + 1 and (remark := verify(resume, loss)) is not None:
         yield remark
-
-
-def _read(
-    due: list[Probe], spec: JobSpec, learner: Learner, replay: Replay, step: int, lr: float, curves: Curves
-) -> list[Reading]:
-    with curves.paused():
-        if any(probe.evaluates for probe in due):
-            _gather_statistics(spec, learner)
-        return [probe.read(step, learner.model, replay, lr) for probe in due]
 
 
 def _gather_statistics(spec: JobSpec, learner: Learner) -> None:
@@ -317,9 +308,3 @@ def _remarks(spec: JobSpec, learner: Learner, step: int) -> Iterator[Remark]:
             )
         yield Remark(step, "micro-batches", detail)
     yield from learner.compile(step)
-
-
-def _figures(probes: list[Probe], readings: list[Reading]) -> Iterator[Figure]:
-    for probe in probes:
-        if mine := [reading for reading in readings if reading.probe == probe.kind]:
-            yield Figure(probe.kind, probe.figure(mine))

@@ -46,7 +46,7 @@ def flat_params(spec: JobSpec) -> dict[str, str]:
         ('group', '4', '[128, 128]', '1000')
     """
     fields = spec.model_dump(mode="json", exclude={"labels", "probes"})
-    fields |= {"probes": {probe.kind: probe.knobs() for probe in spec.probes}}
+    fields |= {"probes": {probe.kind: probe.model_dump(mode="json", exclude={"kind"}) for probe in spec.probes}}
     if spec.epochs is None:
         fields["steps"] = spec.num_steps
     return dict(_flatten("", fields))

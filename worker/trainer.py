@@ -104,7 +104,7 @@ def warm_up(wanted: str, cache_dir: Path) -> str:
     from normcore.data.folders import DataFolders
     from normcore.menu.datasets import DigitsSpec
     from normcore.menu.models import VggSpec
-    from normcore.menu.probes import LandscapeProbeSpec
+    from normcore.menu.smoothness_probes import LandscapeProbeSpec
     from normcore.spec import JobSpec
     from normcore.train import train
 

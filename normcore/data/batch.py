@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 
@@ -26,6 +27,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def to(self, dtype: torch.dtype) -> Batch:
+        """The same samples with inputs and targets in a dtype; token ids and classes stay."""
+        inputs, labels = (part.to(dtype) if part.is_floating_point() else part for part in (self.inputs, self.labels))
+        return Batch(inputs, labels, self.mask)
 
     def through(self, model: nn.Module) -> Tensor:
         """The outputs of a model for these samples, `(N, num_outputs)`; it is given the mask where there is one."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from normcore.probes.footprints import no_footprints
-from normcore.probes.landscape_figure import draw
-from normcore.probes.probe import Replay
+from normcore.menu.probe import BnMode
+from normcore.probes.moment import Moment, Replay
+from normcore.probes.probe import Sees
 from normcore.records import Reading
 
 
@@ -20,8 +20,8 @@ from normcore.records import Reading
 class LandscapeProbe:
     """How smooth the loss is where the next update will go: loss and gradient at points along the negative gradient.
 
-    With g the gradient of the training batch's loss L at theta, and step sizes eta evenly spaced from `low` to `high`
-    times the current lr, the probe measures on that same batch, in training mode and with the same noise:
+    With g the gradient of the training batch's loss L at theta, and step sizes eta from `low` to `high` times the
+    current lr, the probe measures on that same batch, in training mode and with the same noise:
 
     - `loss`, L(theta - eta g); its smallest and largest value bound the *loss variation*;
     - `gradient_change`, ||grad L(theta - eta g) - g||_2, in which a small value is a predictive gradient;
@@ -36,44 +36,71 @@ class LandscapeProbe:
     where there are any; a scalar that has no finite value is not given, nor any at an lr of zero. The arrays keep
     every point.
 
-    Costs one forward and one backward pass per point, less than a training step, and a copy of the parameters. Losses
-    and gradients have the precision of the training: under bfloat16 small step sizes drown in rounding.
+    Costs one forward and one backward pass per point, less than a training step, and a copy of the parameters. Under
+    bfloat16 small step sizes drown in rounding, and in float32 those of a hundredth of the lr may: `float64` then says
+    what is there, at the weights and inputs as they are. With `bn_mode` frozen, or in float64, g is the gradient of
+    that function, and the loss is computed as a plain graph, uncompiled.
 
     Args:
-        every: Steps between two readings.
         low: Shortest step size, as a multiple of the lr.
         high: Longest step size, as a multiple of the lr.
         points: Number of step sizes.
+        spacing: Whether they are evenly spaced themselves or their logarithms are.
+        bn_mode: Statistics that layers with running ones normalize by: those of the batch, as in training, or the
+            running ones as they stand.
+        precision: What is computed in.
 
     Example:
+        >>> from normcore.probes.look import look
         >>> model = nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.constant_(model.weight, 3.0)
         >>> def replay():
         ...     return 4.0 * model(torch.ones(1)).square().sum()
-        >>> replay().backward()
-        >>> reading = LandscapeProbe(every=1, low=0.5, high=1.5, points=3).read(1, model, replay, lr=0.125)
+        >>> reading = look(LandscapeProbe(low=0.5, high=1.5, points=3), model, replay, lr=0.125)
         >>> reading.arrays["loss"], reading.scalars["effective_beta"]
         ((9.0, 0.0, 9.0), 8.0)
     """
 
     kind: ClassVar[str] = "landscape"
+    sees: ClassVar[Sees] = "step"
     evaluates: ClassVar[bool] = False
 
-    every: int
     low: float
     high: float
     points: int
+    spacing: Literal["linear", "log"] = "linear"
+    bn_mode: BnMode = "batch"
+    precision: Literal["training", "float64"] = "training"
 
-    def read(self, step: int, model: nn.Module, replay: Replay, lr: float) -> Reading:
+    def read(self, moment: Moment) -> Reading:
         """Measure at a step, between its backward pass and its update."""
-        multiples = [self.low + (self.high - self.low) * i / (self.points - 1) for i in range(self.points)]
-        step_sizes = [multiple * lr for multiple in multiples]
-        moving = [parameter.grad is not None for parameter in model.parameters()]
-        parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-        gradient = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        with no_footprints(model) as saved:
-            start = [tensor for tensor, moves in zip(saved, moving, strict=True) if moves]
-            seen = [_visit(parameters, start, gradient, step_size, replay) for step_size in step_sizes]
+        if self.bn_mode == "batch" and self.precision == "training":
+            return self._sweep(moment, moment.replay, list(moment.origin), list(moment.gradient))
+        parameters = list(moment.model.parameters())
+        with moment.function(bn_mode=self.bn_mode, precision=self.precision) as loss:
+            # Of another function the gradient is another.
+            gradient = torch.autograd.grad(loss(), parameters, allow_unused=True)
+            moment.average([each for each in gradient if each is not None])
+            return self._sweep(moment, loss, [parameter.detach().clone() for parameter in parameters], list(gradient))
+
+    def cost(self, model: nn.Module) -> float:  # noqa: ARG002
+        """A step per point, and one for the gradient of another function."""
+        return self.points + (self.bn_mode != "batch" or self.precision != "training")
+
+    def step_sizes(self, lr: float) -> list[float]:
+        """Where the loss is looked at, as distances along the gradient."""
+        low, high, last = self.low, self.high, self.points - 1
+        if self.spacing == "log":
+            return [lr * low * (high / low) ** (i / last) for i in range(self.points)]
+        return [lr * (low + (high - low) * i / last) for i in range(self.points)]
+
+    def _sweep(self, moment: Moment, replay: Replay, origin: list[Tensor], gradients: list[Tensor | None]) -> Reading:
+        step_sizes = self.step_sizes(moment.lr)
+        parameters = list(moment.model.parameters())
+        moving = [each for each in zip(parameters, origin, gradients, strict=True) if each[2] is not None]
+        moved, start = [each[0] for each in moving], [each[1] for each in moving]
+        gradient = [each[2] for each in moving if each[2] is not None]
+        seen = [_visit(moved, start, gradient, step_size, replay, moment) for step_size in step_sizes]
         losses, changes = zip(*seen, strict=True)
         # One copy to the host for the whole reading.
         values: list[float] = torch.stack([*losses, *changes, _norm(gradient)]).tolist()
@@ -82,15 +109,17 @@ class LandscapeProbe:
             "loss": tuple(values[: self.points]),
             "gradient_change": tuple(values[self.points : -1]),
         }
-        return Reading(self.kind, step, _scalars(arrays, values[-1], lr), arrays)
-
-    def figure(self, readings: Sequence[Reading]) -> bytes:
-        """The bands of loss and gradient change, and effective beta times lr with its line at 2, over the steps."""
-        return draw(readings)
+        facts = {"bn_mode": self.bn_mode, "precision": self.precision}
+        return Reading(self.kind, moment.step, _scalars(arrays, values[-1], moment.lr), arrays, facts=facts)
 
 
 def _visit(
-    parameters: list[nn.Parameter], start: list[Tensor], gradient: list[Tensor], step_size: float, replay: Replay
+    parameters: list[nn.Parameter],
+    start: list[Tensor],
+    gradient: list[Tensor],
+    step_size: float,
+    replay: Replay,
+    moment: Moment,
 ) -> tuple[Tensor, Tensor]:
     """Loss and gradient change where a step of this size leads."""
     with torch.no_grad():
@@ -103,6 +132,8 @@ def _visit(
     loss.backward()  # type: ignore[no-untyped-call]
     # A parameter's gradient after a backward pass is no one else's, so it may be changed in place.
     change = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if replay is not moment.replay:
+        moment.average(change)
     torch._foreach_sub_(change, gradient)
     return loss.detach(), _norm(change)
 

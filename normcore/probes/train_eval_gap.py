@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from typing import ClassVar
 
 from torch import nn
 
-from normcore.probes.probe import Replay
-from normcore.probes.train_eval_gap_figure import draw
+from normcore.probes.moment import Moment
+from normcore.probes.probe import Sees
 from normcore.records import Reading
 from normcore.statistics.gap import train_eval_gap
 from normcore.statistics.layers import has_running_statistics
@@ -33,29 +32,28 @@ class TrainEvalGapProbe:
 
     Costs a forward pass, another through the layers in question, and a copy of the parameters.
 
-    Args:
-        every: Steps between two readings.
-
     Example:
         >>> import torch
+        >>> from normcore.probes.look import look
         >>> model, x = nn.Sequential(nn.BatchNorm1d(1)), torch.tensor([[2.0], [4.0]])
-        >>> TrainEvalGapProbe(every=1).read(1, model, lambda: model(x).sum(), lr=0.1).scalars
+        >>> look(TrainEvalGapProbe(), model, lambda: model(x).sum(), lr=0.1).scalars
         {'output_max': 3.0, 'mean_max': 3.0, 'spread_max': 1.0}
     """
 
     kind: ClassVar[str] = "train_eval_gap"
+    sees: ClassVar[Sees] = "step"
     evaluates: ClassVar[bool] = True
 
-    every: int
-
-    def read(self, step: int, model: nn.Module, replay: Replay, lr: float) -> Reading:  # noqa: ARG002
+    def read(self, moment: Moment) -> Reading:
         """Measure at a step, between its backward pass and its update."""
+        model, replay = moment.model, moment.plain()
         gaps = {gap.layer: gap for gap in train_eval_gap(model, None, infer=lambda _: replay())}
-        layers = [path for path, module in model.named_modules() if has_running_statistics(module)]
+        layers = tuple(path for path, module in model.named_modules() if has_running_statistics(module))
         arrays = {name: tuple(getattr(gaps[path], name) if path in gaps else nan for path in layers) for name in GAPS}
         finite = {name: [value for value in values if isfinite(value)] for name, values in arrays.items()}
-        return Reading(self.kind, step, {f"{name}_max": max(some) for name, some in finite.items() if some}, arrays)
+        scalars = {f"{name}_max": max(some) for name, some in finite.items() if some}
+        return Reading(self.kind, moment.step, scalars, arrays, layers)
 
-    def figure(self, readings: Sequence[Reading]) -> bytes:
-        """The three gaps of every layer over the steps."""
-        return draw(readings)
+    def cost(self, model: nn.Module) -> float:  # noqa: ARG002
+        """A forward pass, and the layers in question once more."""
+        return 0.5

@@ -20,7 +20,7 @@ SPEC = {
     "checkpoint_every": 4,
     "deterministic": True,
 }
-CLOCKS = ("time/step_ms", "memory/peak_mib")
+CLOCKS = ("time/step_ms", "memory/peak_mib", "probe/overhead_fraction")
 
 each_estimator = pytest.mark.parametrize("estimator", ["paper", "population"])
 

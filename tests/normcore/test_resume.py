@@ -9,7 +9,7 @@ from normcore.records import Checkpoint, Figure, Finished, Metrics, Reading, Rem
 from normcore.spec import JobSpec
 from normcore.train import train
 
-CLOCKS = ("time/step_ms", "memory/peak_mib")
+CLOCKS = ("time/step_ms", "memory/peak_mib", "probe/overhead_fraction")
 
 MLP = {
     "model": {"kind": "mlp", "hidden": [24, 16]},

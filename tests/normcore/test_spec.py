@@ -109,7 +109,7 @@ def test_a_name_tells_the_arms_apart() -> None:
     [
         (
             {"probes": [{"kind": "landscape", "every": 101}]},
-            "probe landscape reads every 101 steps, and the job has 100 steps; lower every, or raise steps",
+            "probe landscape first reads at step 101, and the job has 100 steps; lower every, or raise steps",
         ),
         (
             {"schedule": {"kind": "cosine", "warmup_steps": 101}},

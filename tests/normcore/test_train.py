@@ -15,7 +15,7 @@ from normcore.spec import MENU, JobSpec, kind_of
 from normcore.statistics import recomputed_statistics
 from normcore.train import train
 
-CLOCKS = ("time/step_ms", "memory/peak_mib")
+CLOCKS = ("time/step_ms", "memory/peak_mib", "probe/overhead_fraction")
 
 SPEC = {
     "model": {"kind": "mlp", "hidden": [24, 16]},

@@ -11,6 +11,8 @@ from torch.nn import functional
 from normcore.build import build_model
 from normcore.noise.noise import start_step
 from normcore.probes.landscape import LandscapeProbe
+from normcore.probes.landscape_figure import draw
+from normcore.probes.look import look
 from normcore.spec import JobSpec
 
 
@@ -27,9 +29,7 @@ class Point(nn.Module):
 
 
 def read(model, replay, lr, **knobs):
-    model.zero_grad(set_to_none=True)
-    replay().backward()
-    return LandscapeProbe(**{"every": 1, "low": 0.5, "high": 4.0, "points": 8} | knobs).read(7, model, replay, lr)
+    return look(LandscapeProbe(**{"low": 0.5, "high": 4.0, "points": 8} | knobs), model, replay, lr=lr, step=7)
 
 
 def quadratic(num_features=6):
@@ -166,7 +166,7 @@ def test_it_restores_parameters_buffers_gradients_and_modes_bit_for_bit():
     before, gradients = state(model), [p.grad for p in model.parameters()]
     modes = [module.training for module in model.modules()]
     assert any(name.endswith("num_batches_tracked") and int(count) > 0 for name, count in before.items())
-    LandscapeProbe(every=1, low=0.5, high=4.0, points=3).read(1, model, replay, lr=0.3)
+    read(model, replay, lr=0.3, points=3)
     after = state(model)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -180,7 +180,7 @@ def test_it_leaves_the_global_generator_alone():
     read(model, lambda: model(x).square().mean(), lr=0.1)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    LandscapeProbe(every=1, low=0.5, high=4.0, points=3).read(1, model, lambda: model(x).square().mean(), lr=0.1)
+    read(model, lambda: model(x).square().mean(), lr=0.1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -214,7 +214,7 @@ def test_an_lr_of_zero_gives_no_scalars_since_nothing_moved():
     reading = read(model, model, lr=0.0)
     assert reading.scalars == {}
     assert set(reading.arrays["gradient_change"]) == {0.0}
-    assert png_size(LandscapeProbe(every=1, low=0.5, high=4.0, points=8).figure([reading]))
+    assert png_size(draw({"": [reading]}))
 
 
 def test_an_error_in_the_replay_still_restores_the_model():
@@ -227,7 +227,7 @@ def test_an_error_in_the_replay_still_restores_the_model():
         raise FloatingPointError("broken")
 
     with pytest.raises(FloatingPointError, match="broken"):
-        LandscapeProbe(every=1, low=0.5, high=4.0, points=3).read(1, model, broken, lr=0.3)
+        read(model, broken, lr=0.3)
     after = state(model)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -241,7 +241,7 @@ def png_size(png):
 def test_the_figure_is_a_png_however_many_readings(count):
     _, model = quadratic()
     readings = [read(model, model, lr=0.1) for _ in range(count)]
-    width, height = png_size(LandscapeProbe(every=1, low=0.5, high=4.0, points=8).figure(readings))
+    width, height = png_size(draw({"": readings}))
     assert width > 600
     assert height > 600
 
@@ -249,4 +249,4 @@ def test_the_figure_is_a_png_however_many_readings(count):
 def test_the_figure_survives_readings_without_finite_points():
     model = Point([0.0], lambda theta: theta.abs().sqrt().sum())
     reading = read(model, model, lr=1.0)
-    assert png_size(LandscapeProbe(every=1, low=0.5, high=4.0, points=8).figure([reading]))
+    assert png_size(draw({"": [reading]}))

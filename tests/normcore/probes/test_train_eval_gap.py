@@ -9,7 +9,9 @@ from torch.nn import functional
 
 from normcore.build import build_model
 from normcore.noise.noise import start_step
+from normcore.probes.look import look
 from normcore.probes.train_eval_gap import TrainEvalGapProbe
+from normcore.probes.train_eval_gap_figure import draw
 from normcore.spec import JobSpec
 from normcore.statistics.gap import train_eval_gap
 
@@ -30,7 +32,7 @@ def test_arrays_hold_the_gap_of_every_layer_and_scalars_the_largest():
     model, x, replay = vgg()
     start_step(model, 0, 5)
     gaps = train_eval_gap(model, x)
-    reading = TrainEvalGapProbe(every=1).read(7, model, replay, lr=0.1)
+    reading = look(TrainEvalGapProbe(), model, replay, lr=0.1, step=7)
     assert (reading.probe, reading.step, len(gaps)) == ("train_eval_gap", 7, 8)
     for name in ("output", "mean", "spread"):
         assert reading.arrays[name] == tuple(getattr(gap, name) for gap in gaps)
@@ -44,7 +46,7 @@ def test_it_leaves_no_footprints():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     gradients = [(p.grad, p.grad.clone()) for p in model.parameters()]
     random = torch.get_rng_state()
-    TrainEvalGapProbe(every=1).read(1, model, replay, lr=0.1)
+    look(TrainEvalGapProbe(), model, replay, lr=0.1)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for parameter, (gradient, values) in zip(model.parameters(), gradients, strict=True):
         assert parameter.grad is gradient
@@ -56,7 +58,7 @@ def test_it_leaves_no_footprints():
 def test_a_layer_that_is_not_reached_is_nan_and_no_scalar():
     model = nn.ModuleList([nn.BatchNorm1d(2), nn.BatchNorm1d(2)])
     x = torch.randn(4, 2)
-    reading = TrainEvalGapProbe(every=1).read(1, model, lambda: model[1](x).sum(), lr=0.1)
+    reading = look(TrainEvalGapProbe(), model, lambda: model[1](x).square().sum(), lr=0.1)
     assert isnan(reading.arrays["output"][0])
     assert reading.scalars["output_max"] == reading.arrays["output"][1] > 0
 
@@ -65,6 +67,6 @@ def test_a_layer_that_is_not_reached_is_nan_and_no_scalar():
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_the_figure_is_a_png_however_many_readings_and_layers(norm, count):
     model, _, replay = vgg(norm)
-    readings = [TrainEvalGapProbe(every=1).read(step, model, replay, lr=0.1) for step in range(count)]
+    readings = [look(TrainEvalGapProbe(), model, replay, lr=0.1, step=step) for step in range(count)]
     assert all(bool(reading.scalars) == (norm == "batch") for reading in readings)
-    assert TrainEvalGapProbe(every=1).figure(readings)[:8] == b"\x89PNG\r\n\x1a\n"
+    assert draw({"": readings})[:8] == b"\x89PNG\r\n\x1a\n"
