@@ -121,7 +121,7 @@ class Curves:
         if bad is None:
             points.append(Point("time/step_ms", step, step_ms))
             points.append(Point("memory/peak_mib", step, peak_mib(self._device)))
-            if self._paused_s > 0:
+            if self._paused_s > 0 and self._flushed_s > 0:
                 points.append(Point("probe/overhead_fraction", step, self._paused_s / self._flushed_s))
         for kept in (self._losses, self._outputs, self._labels, self._recorded):
             kept.clear()

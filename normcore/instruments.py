@@ -1,41 +1,28 @@
-"""The probes of a training: when each is due, what it is given, and what becomes of what it sees."""
+"""The probes of a training: when each is due, and what it has seen so far."""
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from math import inf
 
-import torch
 from torch import Tensor
 
 from normcore.curves import Curves
 from normcore.learner import Learner
 from normcore.menu.occasions import BudgetSpec, EpochsSpec, LogSpacedSpec, is_log_spaced
-from normcore.probes.footprints import no_footprints
-from normcore.probes.moment import Moment, Replay
-from normcore.probes.probe import Probe, Watching
+from normcore.probes.probe import Watching
 from normcore.records import Figure, Metrics, Point, Reading, Record, Remark
+from normcore.sitting import Instrument, Sitting, failure
+from normcore.snapshot import Past
 from normcore.spec import JobSpec
-
-
-@dataclass(slots=True, eq=False)
-class Instrument:
-    """A probe of a training, and what it has cost."""
-
-    spec: Any
-    probe: Probe
-    spent_s: float = 0.0
-    last_s: float | None = None
-    failed: bool = False
 
 
 class Instruments:
     """The probes of a training.
 
-    Whatever a probe does, the training goes on: an error becomes a `Remark`, and that probe is asked no more. On
-    several devices every rank asks the same probes at the same steps, since their backward passes need all of them.
+    Whatever a probe does, the training goes on: an error becomes a `Remark`, and that probe is asked no more, also not
+    after a resume. On several devices every rank asks the same probes at the same steps, since their backward passes
+    need all of them.
 
     Args:
         spec: The job.
@@ -52,23 +39,26 @@ class Instruments:
         self._all = [Instrument(each, each.part()(**each.knobs())) for each in spec.probes]
         self._budgeted = any(isinstance(getattr(each, "every", None), BudgetSpec) for each in spec.probes)
         self._sitting: Sitting | None = None
+        self._unsaid: list[Remark] = []
+        self._step = self._steps = 0
         self.readings: list[Reading] = []
 
     def attend(self, step: int) -> None:
         """Begin a step, before its forward pass."""
+        self._step = step
         due = [each for each in self._all if not each.failed and self._is_due(each, step)]
         if self._budgeted:
             # The clock of the first rank decides for all.
             said = self._learner.ranks.agree(*(each in due for each in self._all))
             due = [each for each, is_due in zip(self._all, said, strict=True) if is_due]
-        self._sitting = Sitting(self._spec, self._learner, self._curves, step, due) if due else None
+        unsaid, self._unsaid = self._unsaid, []
+        parts = (self._spec, self._learner, self._curves, self._make_ready, step)
+        self._sitting = Sitting(*parts, due, [*unsaid]) if due or unsaid else None
+        self._steps += 1
 
     def before_update(self, lr: float) -> None:
         """Between the backward pass of the step and its update."""
         if self._sitting is not None:
-            if self._sitting.evaluates:
-                with self._curves.paused():
-                    self._make_ready()
             self._sitting.before_update(lr)
 
     def after_update(self, lr: float) -> None:
@@ -91,8 +81,7 @@ class Instruments:
                 yield Metrics(record.step, tuple(points))
 
     def _is_due(self, each: Instrument, step: int) -> bool:
-        last = step == self._spec.num_steps
-        if each.probe.sees == "end" and last:
+        if each.probe.sees == "end" and step == self._spec.num_steps:
             return True
         match getattr(each.spec, "every", None):
             case int(every):
@@ -103,131 +92,71 @@ class Instruments:
                 return is_log_spaced(step, per_decade)
             case BudgetSpec(fraction=fraction):
                 trained_s = self._curves.trained_s
-                stated_s = each.probe.cost(self._learner.model) * trained_s / max(1, step - 1)
-                next_s = stated_s if each.last_s is None else each.last_s
-                return step > 1 and each.spent_s + next_s <= fraction * trained_s
+                next_s = self._stated_s(each, trained_s) if each.last_s is None else each.last_s
+                return each.spent_s + next_s <= fraction * trained_s
             case _:
                 return False
 
+    def _stated_s(self, each: Instrument, trained_s: float) -> float:
+        """What a first reading will take, by the cost that the probe states and the time of the steps so far."""
+        if self._steps == 0:
+            return inf
+        try:
+            # A probe that reads at the end only watches until then.
+            return 0.0 if each.probe.sees == "end" else each.probe.cost(self._learner.model) * trained_s / self._steps
+        except Exception as error:  # noqa: BLE001 - whatever a probe raises, the training goes on
+            self._give_up(each, error)
+            return inf
+
     def figures(self) -> Iterator[Figure | Remark]:
         """A drawing of the readings of each probe that has any."""
+        yield from self._unsaid
         for each in self._all:
             if mine := [reading for reading in self.readings if reading.probe == each.probe.kind]:
                 try:
-                    yield Figure(each.probe.kind, each.spec.drawing()({"": mine}))
+                    drawing = Figure(each.probe.kind, each.spec.drawing()({"": mine}))
                 except Exception as error:  # noqa: BLE001 - a drawing is no reason to lose a training
-                    yield _failure(each, mine[-1].step, error, "could not draw its figure")
+                    # It is said once of a probe that it failed.
+                    if not each.failed:
+                        yield failure(each, mine[-1].step, error, "could not draw its figure")
+                else:
+                    yield drawing
 
-    def state(self) -> dict[str, Tensor]:
-        """What probes have watched, for a snapshot: the tensors themselves, by `<kind>.<name>`."""
-        return {
-            f"{each.probe.kind}.{name}": value
-            for each in self._all
-            if isinstance(each.probe, Watching)
-            for name, value in each.probe.state().items()
-        }
-
-    def restore(self, state: Mapping[str, Tensor], readings: list[Reading]) -> None:
-        """Go on from what a snapshot holds."""
-        self.readings = readings
+    def past(self) -> Past:
+        """What a snapshot must hold of them; of probes that watch the tensors themselves, by `<kind>.<name>`."""
+        watched: dict[str, Tensor] = {}
         for each in self._all:
-            if isinstance(each.probe, Watching):
+            if isinstance(each.probe, Watching) and not each.failed:
+                try:
+                    watched |= {f"{each.probe.kind}.{name}": value for name, value in each.probe.state().items()}
+                except Exception as error:  # noqa: BLE001 - whatever a probe raises, the training goes on
+                    self._give_up(each, error)
+        failed = tuple(each.probe.kind for each in self._all if each.failed)
+        return Past(self.readings, watched=watched, failed=failed)
+
+    def restore(self, past: Past) -> None:
+        """Go on from what a snapshot holds."""
+        self.readings = still_true(past.readings, self._spec)
+        for each in self._all:
+            each.first = next((reading for reading in self.readings if reading.probe == each.probe.kind), None)
+            each.failed = each.probe.kind in past.failed
+            if isinstance(each.probe, Watching) and not each.failed:
                 prefix = f"{each.probe.kind}."
-                mine = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-                each.probe.restore(mine)
+                mine = {
+                    name.removeprefix(prefix): value for name, value in past.watched.items() if name.startswith(prefix)
+                }
+                try:
+                    each.probe.restore(mine)
+                except Exception as error:  # noqa: BLE001 - whatever a probe raises, the training goes on
+                    self._give_up(each, error)
+
+    def _give_up(self, each: Instrument, error: Exception) -> None:
+        """Ask a probe no more, and say so at the next step."""
+        each.failed = True
+        self._unsaid.append(failure(each, self._step, error))
 
 
-@dataclass(slots=True)
-class Sitting:
-    """The probes that look at one step.
-
-    Attributes:
-        seen: What they saw, and which of them failed.
-    """
-
-    spec: JobSpec
-    learner: Learner
-    curves: Curves
-    step: int
-    due: list[Instrument]
-    seen: list[Reading | Remark] = field(default_factory=list)
-    _remembered: list[Tensor] = field(init=False)
-    _before: list[Tensor] = field(default_factory=list)
-    _gradient: tuple[Tensor | None, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Keep what the forward pass of the step will change."""
-        self._remembered = self.learner.remembered()
-
-    @property
-    def evaluates(self) -> bool:
-        """Whether one of them looks at what evaluation would use."""
-        return any(each.probe.evaluates for each in self.due)
-
-    def before_update(self, lr: float) -> None:
-        """Ask those that see a step between its backward pass and its update."""
-        model = self.learner.model
-        with self.curves.paused():
-            gradient = tuple(parameter.grad for parameter in model.parameters())
-            for each in self._that_see("step"):
-                with no_footprints(model) as origin:
-                    self._read(each, self._moment(lr, tuple(origin), gradient=gradient))
-            if self._that_see("update"):
-                # Clipping changes gradients in place, and some norms' buffers move with the update.
-                self._gradient = tuple(None if grad is None else grad.clone() for grad in gradient)
-                self._before = [tensor.detach().clone() for tensor in (*model.parameters(), *model.buffers())]
-
-    def after_update(self, lr: float) -> None:
-        """Ask those that see the update, and at the last step those that see the end."""
-        model = self.learner.model
-        with self.curves.paused():
-            for each in self._that_see("update"):
-                with no_footprints(model) as updated:
-                    with torch.no_grad():
-                        torch._foreach_copy_([*model.parameters(), *model.buffers()], self._before)
-                    before = tuple(self._before[: len(updated)])
-                    self._read(each, self._moment(lr, before, gradient=self._gradient, updated=tuple(updated)))
-            self._before, self._gradient = [], ()
-            for each in self._that_see("end"):
-                if isinstance(each.probe, Watching):
-                    each.probe.watch(self.step, model)
-                if self.step == self.spec.num_steps and not self.learner.diverged() and self.learner.finite():
-                    with no_footprints(model) as last:
-                        self._read(each, self._moment(lr, tuple(last)))
-
-    def _that_see(self, what: str) -> list[Instrument]:
-        return [each for each in self.due if each.probe.sees == what and not each.failed]
-
-    def _moment(
-        self,
-        lr: float,
-        origin: tuple[Tensor, ...],
-        *,
-        gradient: tuple[Tensor | None, ...] = (),
-        updated: tuple[Tensor, ...] = (),
-    ) -> Moment:
-        learner, step, remembered = self.learner, self.step, self._remembered
-
-        def plain(ahead: int = 0, dtype: torch.dtype | None = None) -> Replay:
-            return learner.plain_replay(step + ahead, remembered, dtype)
-
-        replay = learner.replay(step, remembered)
-        parameters = (origin, gradient, updated)
-        rest = (self.spec.seed, learner.ranks, learner.anew)
-        return Moment(step, lr, learner.model, replay, plain, *parameters, *rest)
-
-    def _read(self, each: Instrument, moment: Moment) -> None:
-        began = self.curves.now()
-        try:
-            self.seen.append(each.probe.read(moment))
-        except Exception as error:  # noqa: BLE001 - whatever a probe raises, the training goes on
-            each.failed = True
-            self.seen.append(_failure(each, self.step, error, "failed and is asked no more"))
-        each.last_s = self.curves.now() - began
-        each.spent_s += each.last_s
-
-
-def _failure(each: Instrument, step: int, error: Exception, what: str) -> Remark:
-    said = " ".join(str(error).split())[:300]
-    place = "".join(f" ({frame.name}, line {frame.lineno})" for frame in traceback.extract_tb(error.__traceback__)[-1:])
-    return Remark(step, f"probe-{each.probe.kind}-failed", f"the probe {what}: {type(error).__name__}: {said}{place}")
+def still_true(readings: Iterable[Reading], spec: JobSpec) -> list[Reading]:
+    """Readings without those of the end of a training that now is to be longer: there will be another end."""
+    ending = {probe.kind for probe in spec.probes if probe.part().sees == "end"}
+    return [reading for reading in readings if reading.probe not in ending or reading.step == spec.num_steps]

@@ -28,6 +28,8 @@ class Past:
     """The best evaluation so far, where there is a validation set."""
     watched: Mapping[str, Tensor] = field(default_factory=dict)
     """What probes that read at the end have watched, by `<probe>.<name>`."""
+    failed: tuple[str, ...] = ()
+    """The probes that raised, which are asked no more."""
 
 
 def take(spec: JobSpec, step: int, learner: Learner, past: Past) -> Snapshot:
@@ -45,8 +47,8 @@ def take(spec: JobSpec, step: int, learner: Learner, past: Past) -> Snapshot:
     - `watched.<probe>.<name>`: what probes that read at the end have seen on the way;
     - `next.loss`, where the training is deterministic: what the next step's loss will be, see `normcore.foresight`.
 
-    The facts are the spec, torch's version, what the probes' readings have in common and, where there is one, the best
-    evaluation so far.
+    The facts are the spec, torch's version, what the probes' readings have in common and, where there are any, the best
+    evaluation so far and the probes that failed.
     """
     model, optimizer = learner.model, learner.optimizer
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
@@ -71,6 +73,8 @@ def take(spec: JobSpec, step: int, learner: Learner, past: Past) -> Snapshot:
     facts["readings"] = {
         reading.probe: {"layers": list(reading.layers), "facts": dict(reading.facts)} for reading in past.readings
     }
+    if past.failed:
+        facts["failed"] = list(past.failed)
     return Snapshot(step, copies, facts if past.best is None else facts | {"best": past.best.facts()})
 
 
@@ -106,7 +110,8 @@ def restore(snapshot: Snapshot, spec: JobSpec, learner: Learner) -> Past:
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"], next(model.parameters()).device)
-    return Past(readings_of(snapshot), Best.of(snapshot.facts.get("best")), _under("watched.", tensors))
+    best, failed = Best.of(snapshot.facts.get("best")), tuple(snapshot.facts.get("failed", ()))
+    return Past(readings_of(snapshot), best, _under("watched.", tensors), failed)
 
 
 MAY_CHANGE = {"steps", "epochs", "device", "checkpoint_every", "evaluate_every", "record_every", "labels"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from math import isfinite, nan
@@ -39,7 +40,7 @@ from normcore.records import (
 )
 from normcore.schedules.schedule import Schedule
 from normcore.seeds import stream_seed
-from normcore.snapshot import Past, restore, take
+from normcore.snapshot import restore, take
 from normcore.spec import JobSpec
 from normcore.statistics.layers import has_running_statistics
 from normcore.statistics.recompute import recompute_statistics, recomputed_statistics
@@ -196,7 +197,7 @@ def _train(
             yield Diverged(step, test_loss, layer)
             return
         if saving or stopping:
-            past = Past(instruments.readings, best, instruments.state())
+            past = replace(instruments.past(), best=best)
             yield Checkpoint(step, take(spec, step, learner, past), last, is_best)
         if stopping:
             yield Stopped(step)
@@ -215,7 +216,7 @@ def _begin(
         learner.begin()
         return 0, None
     past = restore(resume, spec, learner)
-    instruments.restore(past.watched, past.readings)
+    instruments.restore(past)
     return resume.step, past.best
 
 
