@@ -102,8 +102,11 @@ class LandscapeProbe:
         gradient = [each[2] for each in moving if each[2] is not None]
         seen = [_visit(moved, start, gradient, step_size, replay, moment) for step_size in step_sizes]
         losses, changes = zip(*seen, strict=True)
+        # The norms of all points at once: on a small model each operation counts.
+        norms = torch.stack([each for row in (*changes, torch._foreach_norm(gradient)) for each in row])  # noqa: SLF001
+        lengths = norms.view(self.points + 1, -1).norm(dim=1)
         # One copy to the host for the whole reading.
-        values: list[float] = torch.stack([*losses, *changes, _norm(gradient)]).tolist()
+        values: list[float] = torch.cat([torch.stack(losses), lengths]).tolist()
         arrays = {
             "step_sizes": tuple(step_sizes),
             "loss": tuple(values[: self.points]),
@@ -120,8 +123,8 @@ def _visit(
     step_size: float,
     replay: Replay,
     moment: Moment,
-) -> tuple[Tensor, Tensor]:
-    """Loss and gradient change where a step of this size leads."""
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Loss, and the L2 norm of each parameter's gradient change, where a step of this size leads."""
     with torch.no_grad():
         for parameter, origin, direction in zip(parameters, start, gradient, strict=True):
             torch.sub(origin, direction, alpha=step_size, out=parameter)
@@ -135,12 +138,7 @@ def _visit(
     if replay is not moment.replay:
         moment.average(change)
     torch._foreach_sub_(change, gradient)
-    return loss.detach(), _norm(change)
-
-
-def _norm(tensors: list[Tensor]) -> Tensor:
-    """The L2 norm of all values together."""
-    return torch.stack(torch._foreach_norm(tensors)).norm()  # type: ignore[no-any-return]  # noqa: SLF001
+    return loss.detach(), torch._foreach_norm(change)  # noqa: SLF001
 
 
 def _scalars(arrays: Mapping[str, tuple[float, ...]], norm: float, lr: float) -> dict[str, float]:
