@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from math import isfinite
@@ -66,6 +66,8 @@ class Panel:
     """Draws the readings of one training."""
     scale: Literal["auto", "linear", "symlog"] = "auto"
     """auto: logarithmic where all values are above zero and the largest is 50 times the smallest."""
+    across: str = ""
+    """Label of a horizontal axis of its own, with the unit, where that is not the sheet's."""
 
 
 def draw_panels(
@@ -80,7 +82,7 @@ def draw_panels(
         panels: From top to bottom.
         arms: From left to right.
         theme: Colours.
-        across: Label of the horizontal axis.
+        across: Label of the horizontal axis that the panels share, but those with one of their own.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -95,7 +97,10 @@ def draw_panels(
         figure = Figure(figsize=(width, height), dpi=120)
         # Fixed margins: working them out (layout="constrained") takes as long as all the rest.
         margins = {"left": 0.85 / width, "right": 1 - 0.2 / width, "bottom": 0.55 / height, "top": 1 - 0.75 / height}
-        grid = figure.subplots(rows, columns, sharex="col", sharey="row", squeeze=False, gridspec_kw=margins | SPACES)
+        spaces = SPACES if all(panel.across == "" for panel in panels) else SPACES | ROOM_FOR_LABELS
+        grid = figure.subplots(rows, columns, sharey="row", squeeze=False, gridspec_kw=margins | spaces)
+        for column in grid.T:
+            _across(column, panels, across)
         for panel, row in zip(panels, grid, strict=True):
             for axes, readings in zip(row, arms.values(), strict=True):
                 panel.paint(axes, readings, theme)
@@ -105,8 +110,6 @@ def draw_panels(
             _scale(list(row), panel)
         for axes, name in zip(grid[0], arms, strict=True):
             axes.set_title(name, fontsize="medium")
-        for axes in grid[-1]:
-            axes.set_xlabel(across)
         figure.suptitle(title, y=1 - 0.18 / height)
         if said := _facts(arms):
             figure.text(0.5, 1 - 0.42 / height, said, ha="center", va="center", fontsize="small", color=theme.faint)
@@ -116,6 +119,8 @@ def draw_panels(
 
 
 SPACES = {"hspace": 0.08, "wspace": 0.06}
+ROOM_FOR_LABELS = {"hspace": 0.32}
+"""Between panels of which some have a horizontal axis of their own."""
 
 
 def curve(
@@ -149,6 +154,21 @@ def layer_curves(axes: Axes, readings: Sequence[Reading], array: str, theme: The
         )
     if legend and count:
         axes.legend(loc="best", frameon=False, fontsize="small")
+
+
+def _across(column: Iterable[Axes], panels: Sequence[Panel], across: str) -> None:
+    """The horizontal axes of a column: one for all panels that have none of their own, labelled below the last."""
+    shared = []
+    for axes, panel in zip(column, panels, strict=True):
+        if panel.across:
+            axes.set_xlabel(panel.across)
+        else:
+            shared.append(axes)
+    for axes in shared[:-1]:
+        axes.sharex(shared[-1])
+        axes.tick_params(labelbottom=False)
+    for axes in shared[-1:]:
+        axes.set_xlabel(across)
 
 
 def _scale(row: list[Axes], panel: Panel) -> None:
