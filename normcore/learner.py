@@ -148,7 +148,11 @@ class Learner:
         return again
 
     def plain_replay(
-        self, step: int, remembered: list[Tensor] | None = None, dtype: torch.dtype | None = None
+        self,
+        step: int,
+        remembered: list[Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+        noise_ahead: int = 0,
     ) -> Callable[[], Tensor]:
         """Like `replay`, as one graph of eager operations, of which there are second derivatives.
 
@@ -159,6 +163,7 @@ class Learner:
             step: Whose batch and noise.
             remembered: As for `replay`.
             dtype: What to compute in, without autocast; the model must have it. As in training where not given.
+            noise_ahead: Steps from this one to that whose noise and dropout are drawn.
         """
         batch = self.batch(step) if dtype is None else self.batch(step).to(dtype)
         kept = self.remembered() if remembered is None else remembered
@@ -171,7 +176,7 @@ class Learner:
             losses: list[Tensor] = []
             for number, part in enumerate(micro_batches(batch, self._parts)):
                 if self._draws:
-                    start_step(self.model, self._seed, (step - 1) * self._parts + number)
+                    start_step(self.model, self._seed, (step - 1 + noise_ahead) * self._parts + number)
                 with scope:
                     outputs = part.through(self.model)
                 losses.append(self._loss(outputs.float() if widens else outputs, part.labels))

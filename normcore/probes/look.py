@@ -44,7 +44,7 @@ def look(
         (9.0, 0.0, 9.0)
     """
 
-    def plain(ahead: int = 0, dtype: torch.dtype | None = None) -> Replay:  # noqa: ARG001
+    def plain(ahead: int = 0, dtype: torch.dtype | None = None, noise_ahead: int = 0) -> Replay:  # noqa: ARG001
         return loss
 
     with no_footprints(model) as origin:

@@ -25,12 +25,13 @@ Replay = Callable[[], Tensor]
 class Plain(Protocol):
     """Where replays come from that are one graph of eager operations."""
 
-    def __call__(self, ahead: int = 0, dtype: torch.dtype | None = None) -> Replay:
+    def __call__(self, ahead: int = 0, dtype: torch.dtype | None = None, noise_ahead: int = 0) -> Replay:
         """The loss of the step that is `ahead` of this one, with its own batch and noise.
 
         Args:
             ahead: Steps from this one.
             dtype: What to compute in, without autocast, where the model has that dtype; else as the training does.
+            noise_ahead: How many steps the noise and dropout are ahead of that batch.
         """
         ...
 
