@@ -40,7 +40,8 @@ def snapshots(records):
 
 def points(records):
     told = (point for record in records if isinstance(record, Metrics) for point in record.points)
-    return {(point.key, point.step): point.value for point in told if not point.key.startswith(("time", "memory"))}
+    clocks = ("time", "memory", "probe/overhead")
+    return {(point.key, point.step): point.value for point in told if not point.key.startswith(clocks)}
 
 
 def of_the_model(tensors, *, statistics=True):
