@@ -18,8 +18,15 @@ from api.views import (
 from worker.book import Attempt, CheckpointRow, Job, JobEvent, Reason, State
 
 
-def job_view(job: Job, attempts: Iterable[Attempt], mlflow: str | None) -> JobView:
-    """A job as it stands; `mlflow` is the address of its run's page, where there is a run."""
+def job_view(job: Job, attempts: Iterable[Attempt], mlflow: str | None, obstacle: Reason | None = None) -> JobView:
+    """A job as it stands.
+
+    Args:
+        job: As the order book has it.
+        attempts: From the first.
+        mlflow: The address of its run's page, where there is a run.
+        obstacle: Why it waits, where no worker that is alive could run it.
+    """
     here = f"/v1/jobs/{job.id}"
     return JobView(
         id=job.id,
@@ -41,6 +48,7 @@ def job_view(job: Job, attempts: Iterable[Attempt], mlflow: str | None) -> JobVi
         started_at=_utc_or_none(job.started_at),
         finished_at=_utc_or_none(job.finished_at),
         reason=_reason(job.reason),
+        waits=_reason(obstacle),
         links=LinksView(
             self=here,
             events=f"{here}/events",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
@@ -15,7 +16,7 @@ from api.parameters import ListParameters, SubmitParameters
 from api.problems import Refused, documented, refuse
 from api.strict_json import StrictRoute
 from api.views import CheckpointList, JobList, JobView, Mistake
-from worker.book import AlreadyEnded, BadCursor, Desired, IdempotencyConflict, Job
+from worker.book import AlreadyEnded, BadCursor, Desired, IdempotencyConflict, Job, Reason
 from worker.links import run_link
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
@@ -51,7 +52,8 @@ def submit_job(
     """Order a training. Only `model` and `data` must be given.
 
     The order is previewed first; nothing is stored of one that is refused. A job that was taken is stored before the
-    answer comes, and is trained as soon as a worker is free.
+    answer comes, and is trained as soon as a worker is free that has what it asks for; `waits` says so where there is
+    none such.
     """
     try:
         submission = laboratory.book.submit(order.spec, idempotency_key=idempotency_key, priority=query.priority)
@@ -80,7 +82,8 @@ def list_jobs(laboratory: Lab, query: Annotated[ListParameters, Query()]) -> Job
         page = laboratory.book.jobs(states=query.state, labels=labels, limit=query.limit, cursor=query.cursor)
     except BadCursor as error:
         raise _refuse_parameter("cursor", str(error)) from error
-    return JobList(items=[_view(laboratory, job) for job in page.items], next=page.next)
+    obstacles = laboratory.book.obstacles(page.items)
+    return JobList(items=[_view(laboratory, job, obstacles) for job in page.items], next=page.next)
 
 
 @router.get(
@@ -125,9 +128,10 @@ def list_checkpoints(job: KnownJob, laboratory: Lab) -> CheckpointList:
     return CheckpointList(items=checkpoint_views(laboratory.book.checkpoints(job.id)), next=None)
 
 
-def _view(laboratory: Laboratory, job: Job) -> JobView:
+def _view(laboratory: Laboratory, job: Job, obstacles: Mapping[str, Reason] | None = None) -> JobView:
     attempts = laboratory.book.attempts(job.id) if job.attempt else []
-    return job_view(job, attempts, _run_page(laboratory, job))
+    obstacles = laboratory.book.obstacles([job]) if obstacles is None else obstacles
+    return job_view(job, attempts, _run_page(laboratory, job), obstacles.get(job.id))
 
 
 def _run_page(laboratory: Laboratory, job: Job) -> str | None:

@@ -68,7 +68,7 @@ class ProgressView(View):
 
 
 class ReasonView(View):
-    """Why a job or an attempt ended as it did."""
+    """Why a job or an attempt ended as it did, or why a job waits."""
 
     code: str
     """A stable word for programs."""
@@ -127,6 +127,10 @@ class JobView(View):
     started_at: datetime | None
     finished_at: datetime | None
     reason: ReasonView | None
+    waits: ReasonView | None
+    """Why a queued job waits although a worker may be free: none that is alive has the device, or as many devices, as
+    it asks for. Null where it only waits for its turn.
+    """
     links: LinksView
 
 

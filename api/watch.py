@@ -125,8 +125,8 @@ def watch(client: Client, job: JobView, console: Console) -> JobView:
     Returns:
         The job as it ended.
     """
-    if job.state is State.QUEUED and (missing := client.ready().checks.get("workers", "ok")) != "ok":
-        console.print(missing, style="yellow", markup=False, highlight=False)
+    if job.waits is not None:
+        console.print(f"The job {job.waits.detail}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     glimpse = Glimpse.of(job)
     with Bars(console) as bars:
         bars.show(job.id, glimpse)

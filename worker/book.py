@@ -16,6 +16,7 @@ from worker import leases, orders, reconcile
 from worker.clock import now
 from worker.database import BookUnavailable, Database
 from worker.orders import AlreadyEnded, BadCursor, IdempotencyConflict, NoSuchJob
+from worker.pools import Pool, obstacle
 from worker.rows import attempt_of, checkpoint_of, event_of
 from worker.states import TERMINAL, Desired, Event, State
 from worker.tables import attempts, checkpoints, job_events, jobs, metrics, workers
@@ -294,18 +295,24 @@ class Book:
         with self.database.read() as connection:
             return leases.last_sendable_step(connection, job_id, attempt)
 
-    def worker_started(self, name: str, device: str) -> list[str]:
+    def worker_started(self, name: str, device: str, *, gpus: int = 1, processes: int = 1) -> list[str]:
         """Make a worker known at its start, before its first message: jobs of an earlier life are lost at once.
 
         Without it they are lost when their leases run out. The ids of the jobs that were.
         """
+        pool = Pool.of(device, gpus=gpus, processes=processes)
         with self.database.write() as connection:
-            return reconcile.worker_started(connection, name, device, max_infra_retries=self._max_infra_retries)
+            return reconcile.worker_started(connection, name, device, pool, max_infra_retries=self._max_infra_retries)
 
-    def worker_seen(self, name: str, device: str) -> None:
-        """Make known that a worker lives. Its pool follows from its device, `cpu` or `cuda:<index>`."""
+    def worker_seen(self, name: str, device: str, *, gpus: int = 1, processes: int = 1) -> None:
+        """Make known that a worker lives.
+
+        Its pool follows from its device, `cpu` or `cuda:<index>`, and from how many GPUs and how many processes on its
+        CPU it lets a job use; a worker on a CPU has no GPUs.
+        """
+        pool = Pool.of(device, gpus=gpus, processes=processes)
         with self.database.write() as connection:
-            reconcile.worker_seen(connection, name, device)
+            reconcile.worker_seen(connection, name, device, pool)
 
     def worker_gone(self, name: str) -> None:
         """Make known that a worker takes no more jobs."""
@@ -317,10 +324,27 @@ class Book:
         with self.database.read() as connection:
             return reconcile.list_workers(connection, ttl_s=self._ttl_s)
 
+    def obstacles(self, waiting: Iterable[Job]) -> dict[str, Reason]:
+        """Why no live worker could run jobs even if it were free, by job id; those that some worker could are left out.
+
+        Only of jobs that are queued.
+        """
+        queued = [job for job in waiting if job.state is State.QUEUED]
+        if not queued:
+            return {}
+        pools = {Pool.named(worker.pool) for worker in self.workers() if worker.live}
+        found = {job.id: obstacle(job.spec.device, job.spec.devices, pools) for job in queued}
+        return {job_id: reason for job_id, reason in found.items() if reason is not None}
+
     # What the scheduler does.
 
     def dispatch(self, limit: int = 100) -> list[Dispatch]:
-        """Hand queued jobs to free live workers, by priority and then by age; publish them after this returns."""
+        """Hand queued jobs to free live workers; publish them after this returns.
+
+        Each worker gets the first job, by priority and then by age, whose device and number of devices it has; of
+        several workers a job takes one with no more devices than it needs, if there is one. A job that no free worker
+        can run is passed over: it holds up nobody and loses no place.
+        """
         with self.database.read() as connection:
             if not reconcile.work_waits(connection, ttl_s=self._ttl_s):
                 return []

@@ -67,6 +67,7 @@ def submit(connection: Connection, spec: JobSpec, *, idempotency_key: str | None
             idempotency_key=idempotency_key,
             priority=priority,
             device=spec.device,
+            devices=spec.devices,
             state=State.QUEUED.value,
             desired=Desired.RUN.value,
             event_seq=1,

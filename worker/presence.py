@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from worker.book import Book, BookUnavailable
+from worker.pools import Pool
 
 log = logging.getLogger("normcore.presence")
 
@@ -14,11 +15,14 @@ log = logging.getLogger("normcore.presence")
 class Presence(threading.Thread):
     """Makes known every heartbeat that a worker lives, until it is to end, and then that it is gone."""
 
-    def __init__(self, book: Book, name: str, device: str, *, heartbeat_s: float, draining: threading.Event) -> None:
+    def __init__(
+        self, book: Book, name: str, device: str, pool: Pool, *, heartbeat_s: float, draining: threading.Event
+    ) -> None:
         super().__init__(name="presence", daemon=True)
         self._book = book
         self._worker = name
         self._device = device
+        self._uses = {"gpus": pool.gpus, "processes": pool.processes}
         self._heartbeat_s = heartbeat_s
         self._draining = draining
 
@@ -26,7 +30,7 @@ class Presence(threading.Thread):
         """The first word, before any message is taken: what an earlier life of the same name held is lost by now."""
         while not self._draining.is_set():
             try:
-                if lost := self._book.worker_started(self._worker, self._device):
+                if lost := self._book.worker_started(self._worker, self._device, **self._uses):
                     log.info("jobs of an earlier life are queued again: %s", ", ".join(lost))
             except BookUnavailable as error:
                 log.warning("the worker waits: %s", error)
@@ -37,7 +41,7 @@ class Presence(threading.Thread):
     def run(self) -> None:
         """Every heartbeat, until the worker is to end."""
         while not self._draining.wait(self._heartbeat_s):
-            self._tell(lambda: self._book.worker_seen(self._worker, self._device))
+            self._tell(lambda: self._book.worker_seen(self._worker, self._device, **self._uses))
         self._tell(lambda: self._book.worker_gone(self._worker))
 
     def _tell(self, word: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ from celery.exceptions import OperationalError
 from celery.signals import worker_shutting_down
 from redis.exceptions import RedisError
 
-from worker.pools import POOLS
+from worker.pools import Pool
 from worker.settings import settings
 
 TASK = "normcore.run"
@@ -35,7 +35,7 @@ def queue_of(pool: str) -> str:
         >>> queue_of("cpu")
         'normcore.cpu'
     """
-    return f"normcore.{pool}"
+    return f"normcore.{Pool.named(pool).name}"
 
 
 def make_app(broker: str) -> Celery:
@@ -74,9 +74,9 @@ def make_app(broker: str) -> Celery:
             "health_check_interval": 10,
             "global_keyprefix": "normcore:",
         },
-        task_queues={queue_of(pool): {"exchange": queue_of(pool), "routing_key": queue_of(pool)} for pool in POOLS},
-        task_create_missing_queues=False,
-        task_default_queue=queue_of(POOLS[-1]),
+        # A queue for each pool, made when its first worker listens or its first message is sent.
+        task_create_missing_queues=True,
+        task_default_queue=queue_of("cpu"),
     )
     return app
 
@@ -85,7 +85,7 @@ app = make_app(settings().broker)
 """The app of this process, on the broker that the settings name."""
 
 
-def publish(job_id: str, dispatch_seq: int, pool: str = POOLS[-1], *, via: Celery = app) -> None:
+def publish(job_id: str, dispatch_seq: int, pool: str = "cpu", *, via: Celery = app) -> None:
     """Ring for a pool: one of its workers shall claim the job. Never call it within a transaction.
 
     Raises:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, text
 
 from worker.clock import now
 from worker.leases import end_attempt
-from worker.pools import POOLS, pool_of, pools_for
+from worker.pools import Pool, preferred
 from worker.states import Desired, Event, State
 from worker.tables import jobs, workers
 from worker.transitions import advance
@@ -29,43 +29,64 @@ _RUNNABLE = (
 def work_waits(connection: Connection, *, ttl_s: float) -> bool:
     """Whether a job waits and a worker is free; a look that locks nothing."""
     waiting = connection.execute(select(jobs.c.id).where(*_RUNNABLE).limit(1)).first()
-    return waiting is not None and free_workers(connection, ttl_s=ttl_s).total() > 0
+    if waiting is None:
+        return False
+    free = free_workers(connection, ttl_s=ttl_s)
+    return (
+        bool(free) and connection.execute(select(jobs.c.id).where(*_RUNNABLE, _fits(free)).limit(1)).first() is not None
+    )
 
 
 def dispatch(connection: Connection, *, limit: int, ttl_s: float) -> list[Dispatch]:
-    """See `Book.dispatch`."""
+    """See `Book.dispatch`.
+
+    Each free worker gets the first job by priority and age that it can run. One that no free worker can run is passed
+    over and keeps its place: it blocks nobody, and nothing that came later gets ahead of it at a worker that is large
+    enough, so that small jobs do not starve it either.
+    """
     if connection.dialect.name == "postgresql" and not connection.scalar(
         text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": DISPATCH_LOCK}
     ):
         return []  # another scheduler is at it
     free = free_workers(connection, ttl_s=ttl_s)
-    devices = [device for device in ("auto", "cpu", "cuda") if any(free[pool] > 0 for pool in pools_for(device))]
     candidates = connection.execute(
-        select(jobs.c.id, jobs.c.device)
-        .where(*_RUNNABLE, jobs.c.device.in_(devices))
+        select(jobs.c.id, jobs.c.device, jobs.c.devices)
+        .where(*_RUNNABLE, _fits(free))
         .order_by(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
         .limit(min(limit, free.total()))
     ).all()
     dispatched = []
     for candidate in candidates:
-        pool = next((pool for pool in pools_for(candidate.device) if free[pool] > 0), None)
-        if pool is None:
+        roomy = [pool for pool in +free if pool.devices_for(candidate.device) >= candidate.devices]
+        if not roomy:
             continue
+        pool = preferred(candidate.device, roomy)[0]
         row = advance(
             connection,
             Event.DISPATCHED,
             jobs.c.id == candidate.id,
             jobs.c.desired == Desired.RUN.value,
-            values={"dispatch_seq": jobs.c.dispatch_seq + 1, "dispatched_at": now(), "pool": pool, "not_before": None},
-            data={"pool": pool},
+            values={
+                "dispatch_seq": jobs.c.dispatch_seq + 1,
+                "dispatched_at": now(),
+                "pool": pool.name,
+                "not_before": None,
+            },
+            data={"pool": pool.name},
         )
         if row is not None:
             free[pool] -= 1
-            dispatched.append(Dispatch(row.id, row.dispatch_seq, pool))
+            dispatched.append(Dispatch(row.id, row.dispatch_seq, pool.name))
     return dispatched
 
 
-def free_workers(connection: Connection, *, ttl_s: float) -> Counter[str]:
+def _fits(free: Counter[Pool]) -> ColumnElement[bool]:
+    """Jobs that one of the pools can run."""
+    most = {device: max((pool.devices_for(device) for pool in free), default=0) for device in ("auto", "cpu", "cuda")}
+    return or_(*(and_(jobs.c.device == device, jobs.c.devices <= devices) for device, devices in most.items()))
+
+
+def free_workers(connection: Connection, *, ttl_s: float) -> Counter[Pool]:
     """Live workers without a job, less the dispatches that none of them has claimed yet, for each pool.
 
     One statement, so that a claim which commits meanwhile is seen on both sides of the subtraction or on neither.
@@ -81,10 +102,10 @@ def free_workers(connection: Connection, *, ttl_s: float) -> Counter[str]:
         .where(jobs.c.state == State.DISPATCHED.value)
         .group_by(jobs.c.pool)
     )
-    free = Counter(dict.fromkeys(POOLS, 0))
+    free: Counter[Pool] = Counter()
     for pool, n in connection.execute(idle.union_all(on_the_way)):
-        free[pool] += n
-    return Counter({pool: max(0, n) for pool, n in free.items()})
+        free[Pool.named(pool)] += n
+    return +free  # without those that have none
 
 
 def overdue(connection: Connection, *, dispatch_timeout_s: float) -> tuple[list[Row[Any]], list[Row[Any]]]:
@@ -130,20 +151,20 @@ def _lose(
     return end_attempt(connection, locked, Event.LOST, reason, held, max_infra_retries=max_infra_retries)
 
 
-def worker_started(connection: Connection, name: str, device: str, *, max_infra_retries: int) -> list[str]:
+def worker_started(connection: Connection, name: str, device: str, pool: Pool, *, max_infra_retries: int) -> list[str]:
     """See `Book.worker_started`."""
     orphans = connection.execute(
         select(jobs).where(jobs.c.state == State.RUNNING.value, jobs.c.lease_owner == name)
     ).all()
     reason = Reason("worker-lost", f"a worker must outlive its job, got a new start of {name} in the middle of it")
     ended = [_lose(connection, job, reason, max_infra_retries=max_infra_retries) for job in orphans]
-    worker_seen(connection, name, device)
+    worker_seen(connection, name, device, pool)
     return [row.id for row in ended if row is not None]
 
 
-def worker_seen(connection: Connection, name: str, device: str) -> None:
+def worker_seen(connection: Connection, name: str, device: str, pool: Pool) -> None:
     """See `Book.worker_seen`."""
-    columns = {"pool": pool_of(device), "device": device, "seen_at": now()}
+    columns = {"pool": pool.name, "device": device, "seen_at": now()}
     connection.execute(
         insert_into(connection, workers)
         .values(name=name, **columns)

@@ -14,7 +14,7 @@ import threading
 from worker.book import Book
 from worker.courier import Courier
 from worker.nursery import WARM_UP_S, Nursery
-from worker.pools import pool_of
+from worker.pools import Pool
 from worker.presence import Presence
 from worker.queue import app, on_shutdown, queue_of
 from worker.settings import Settings, settings
@@ -35,14 +35,14 @@ def main(config: Settings) -> None:
     nursery.start()
     courier.start()
     try:
-        device = _device(nursery, config)
-        presence = Presence(book, config.worker_name, device, heartbeat_s=config.heartbeat_s, draining=draining)
+        device, pool = _place(nursery, config)
+        presence = Presence(book, config.worker_name, device, pool, heartbeat_s=config.heartbeat_s, draining=draining)
         presence.announce()
         presence.start()
         tidy_all(book, config.state_dir / "jobs")
         register(app, Workplace(config, book, nursery, courier, draining))
         on_shutdown(draining.set)
-        app.worker_main(_arguments(config.worker_name, device))
+        app.worker_main(_arguments(config.worker_name, pool))
         draining.set()
         presence.join()
     finally:
@@ -51,19 +51,20 @@ def main(config: Settings) -> None:
         book.close()
 
 
-def _device(nursery: Nursery, config: Settings) -> str:
-    """What the trainers compute on; only they may touch a GPU."""
+def _place(nursery: Nursery, config: Settings) -> tuple[str, Pool]:
+    """What the trainers compute on and how much of it there is; only they may touch a GPU."""
     child = nursery.take(WARM_UP_S)
     if child is None or child.ready is None:
         sys.exit(f"a trainer must become warm within {WARM_UP_S:g} s, got none; see its errors above")
     nursery.give_back(child)
-    return config.device if ":" in config.device else child.ready.device
+    device = config.device if ":" in config.device else child.ready.device
+    return device, Pool.of(device, gpus=child.ready.gpus, processes=config.devices)
 
 
-def _arguments(name: str, device: str) -> list[str]:
+def _arguments(name: str, pool: Pool) -> list[str]:
     """Celery's: one slot in a thread, and none of the chatter between workers."""
     options = ["--pool", "threads", "--concurrency", "1", "--without-mingle", "--without-gossip", "--without-heartbeat"]
-    queue = ["--queues", queue_of(pool_of(device)), "--hostname", f"{name}@%h"]
+    queue = ["--queues", queue_of(pool.name), "--hostname", f"{name}@%h"]
     return ["--quiet", "worker", *options, *queue, "--loglevel", "INFO"]
 
 

@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu"] | Annotated[str, Field(pattern=r"^cuda(:\d+)?$")] = "auto"
     """The device a worker trains on; auto is the GPU where there is one."""
     devices: Annotated[int, Field(ge=1)] = 1
-    """Processes that a job may use on a worker's CPU; on GPUs it may use as many as the worker sees."""
+    """Processes that a job may use on a worker's CPU; on GPUs it may use as many as it sees. Larger jobs wait."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads a training computes with on the CPU, all its processes together; 0 is one per core."""
     heartbeat_s: Seconds = 1.0

@@ -47,6 +47,7 @@ jobs = Table(
     Column("study_id", String(36)),
     Column("priority", Integer, nullable=False),
     Column("device", String(16), nullable=False),
+    Column("devices", Integer, nullable=False, server_default="1"),
     Column("state", String(16), nullable=False),
     Column("desired", String(16), nullable=False),
     Column("event_seq", Integer, nullable=False),

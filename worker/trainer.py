@@ -49,7 +49,7 @@ def main() -> None:
         pipe.flush()
 
     device = warm_up(arguments.device, arguments.cache_dir)
-    say(Ready(device, facts(device)))
+    say(Ready(device, facts(device), _gpus(device)))
     order = orders.get()
     stop.waiting = False
     # Straight out: nothing is left to be saved, and taking Python and CUDA apart in good order takes a while.
@@ -132,6 +132,12 @@ def facts(device: str) -> dict[str, str]:
         "python": platform.python_version(),
         "host": platform.node(),
     }
+
+
+def _gpus(device: str) -> int:
+    import torch
+
+    return 0 if device == "cpu" else torch.cuda.device_count()
 
 
 def carry_out(order: Order, device: str, say: Callable[[Message], None], stop: Callable[[], bool]) -> int:

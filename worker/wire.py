@@ -43,6 +43,8 @@ class Ready:
     """What it computes on: `cpu`, or `cuda:<index>` among the GPUs that it can see."""
     facts: dict[str, str]
     """Versions and hardware, for the record."""
+    gpus: int = 0
+    """GPUs that it can see; 0 where it computes on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ def test_a_job_has_the_shape_that_is_promised(client, order):
     job = client.post("/v1/jobs", json=order).json()
     assert list(job) == [
         *("id", "state", "desired", "name", "spec", "progress", "metrics", "attempts", "study_id"),
-        *("created_at", "started_at", "finished_at", "reason", "links"),
+        *("created_at", "started_at", "finished_at", "reason", "waits", "links"),
     ]
     assert UUID(job["id"]).version == 7
     assert job["state"] == "queued"
@@ -42,6 +42,20 @@ def test_a_job_has_the_shape_that_is_promised(client, order):
     created = datetime.fromisoformat(job["created_at"])
     assert job["created_at"].endswith("Z")
     assert abs(datetime.now(UTC) - created) < timedelta(minutes=1)
+
+
+def test_a_job_that_no_worker_has_the_devices_for_says_so_when_it_is_ordered_and_as_long_as_it_waits(
+    client, book, order
+):
+    book.worker_seen("w", "cpu", processes=2)
+    job = client.post("/v1/jobs", json=order | {"devices": 4}).json()
+    assert job["waits"] == {
+        "code": "too-few-devices",
+        "detail": "waits for a worker that lets a job use 4 devices; the largest lets it use 2",
+    }
+    assert client.get(job["links"]["self"]).json() == client.get("/v1/jobs").json()["items"][0] == job
+    book.worker_seen("v", "cpu", processes=4)
+    assert client.get(job["links"]["self"]).json()["waits"] is None
 
 
 def test_the_spec_of_a_job_can_be_ordered_again(client, order):

@@ -89,7 +89,7 @@ def test_watching_a_job_that_waits_for_a_worker_says_so(client, order):
     client.cancel(job.id)
     out = console()
     assert watch(client, job, out).state is State.CANCELLED
-    assert said(out).splitlines()[0] == "no worker is alive; orders wait until one is"
+    assert said(out).splitlines()[0] == "The job waits for a worker; none is alive"
 
 
 def test_description_counts_attempts(client, order, worker, book):

@@ -65,6 +65,22 @@ def test_all_steps_can_be_taken_back_and_forth_on_a_book_with_jobs(empty_url, sp
     assert tables(empty_url) == {"alembic_version", *metadata.tables}
 
 
+def test_jobs_from_before_ask_for_the_devices_that_their_specs_say(empty_url, spec):
+    migrate.upgrade(empty_url)
+    book = Book(empty_url)
+    four = book.submit(spec(batch_size=64, devices=4)).job
+    one = book.submit(spec()).job
+    book.close()
+    migrate.downgrade(empty_url, "0002")
+    migrate.upgrade(empty_url)
+    book = Book(empty_url)
+    book.worker_seen("w", "cpu")
+    assert [dispatch.job_id for dispatch in book.dispatch()] == [one.id]
+    book.worker_seen("v", "cpu", processes=4)
+    assert [dispatch.job_id for dispatch in book.dispatch()] == [four.id]
+    book.close()
+
+
 def test_many_processes_may_migrate_at_once(empty_url):
     code = "import sys; from worker import migrate; sys.stdin.read(1); migrate.upgrade(sys.argv[1])"
     command = [sys.executable, "-c", code, empty_url]

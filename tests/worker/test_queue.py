@@ -3,10 +3,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from celery.exceptions import QueueNotFound
 from kombu import Queue
 
-from worker.pools import POOLS
 from worker.queue import TASK, QueueUnavailable, make_app, ping, publish, queue_of
 
 # A worker as the real one is started, whose task writes down what it hears and takes as long as it is told to.
@@ -26,7 +24,7 @@ def note(line):
     with (folder / "log").open("a") as log:
         print(line, file=log)
 (folder / "log").touch()
-app.worker_main(["worker", "-Q", queue_of("cpu"), "--without-mingle", "--without-gossip", "-l", "ERROR"])
+app.worker_main(["worker", "-Q", queue_of(sys.argv[3]), "--without-mingle", "--without-gossip", "-l", "ERROR"])
 """
 
 
@@ -36,10 +34,10 @@ def app(broker):
 
 
 class Worker:
-    def __init__(self, broker, folder: Path) -> None:
+    def __init__(self, broker, folder: Path, pool: str) -> None:
         self.folder = folder
         self.errors = (folder / "errors").open("w")
-        command = [sys.executable, "-c", WORKER, broker.url, str(folder)]
+        command = [sys.executable, "-c", WORKER, broker.url, str(folder), pool]
         self.process = subprocess.Popen(command, stdout=self.errors, stderr=self.errors)
 
     def log(self) -> list[str]:
@@ -58,8 +56,8 @@ class Worker:
 def start_worker(broker, tmp_path):
     started = []
 
-    def start():
-        started.append(Worker(broker, tmp_path))
+    def start(pool="cpu"):
+        started.append(Worker(broker, tmp_path, pool))
         return started[-1]
 
     yield start
@@ -79,10 +77,18 @@ def test_a_message_says_which_job_and_which_dispatch_and_nothing_else(app, broke
     assert all(key.startswith(b"normcore:") for key in broker.client.keys("*"))
 
 
-def test_a_pool_that_is_not_there_has_no_queue(app, broker):
-    with pytest.raises(QueueNotFound, match=r"normcore\.tpu"):
+def test_a_pool_that_cannot_be_has_no_queue(app, broker):
+    with pytest.raises(ValueError, match=r"a pool's name must be such as cpu, .*, got 'tpu'"):
         publish("a job", 1, "tpu", via=app)
-    assert {queue_of(pool) for pool in POOLS} == set(app.amqp.queues)
+
+
+def test_each_number_of_devices_has_a_queue_of_its_own(app, broker, start_worker, eventually):
+    worker = start_worker(pool="cpu-4")
+    publish("small", 1, "cpu", via=app)
+    publish("large", 1, "cpu-4", via=app)
+    eventually(lambda: (worker.folder / "log").exists() and "end large" in worker.log())
+    assert worker.log() == [started("large"), "end large"]
+    assert broker.messages("cpu") == [{"job_id": "small", "dispatch_seq": 1}]
 
 
 def test_a_queue_that_is_away_is_said_and_used_again_when_it_is_back(app, broker):

@@ -103,6 +103,86 @@ def test_a_job_goes_to_a_pool_that_has_its_device(book, spec):
     assert book.dispatch() == [Dispatch(cpu, 1, "cuda")], "a GPU worker has a CPU too"
 
 
+def large(book, spec, devices, **options):
+    return book.submit(spec(batch_size=64, devices=devices, **options)).job.id
+
+
+def test_a_job_goes_to_a_worker_with_as_many_devices_as_it_asks_for(book, spec):
+    four = large(book, spec, 4)
+    one = book.submit(spec()).job.id
+    book.worker_seen("small", "cpu", processes=2)
+    assert book.dispatch() == [Dispatch(one, 1, "cpu-2")], "the one that nobody can run waits, and blocks nobody"
+    book.worker_seen("large", "cpu", processes=4)
+    assert book.dispatch() == [Dispatch(four, 1, "cpu-4")]
+
+
+def test_a_gpu_worker_has_two_numbers_of_devices(book, spec):
+    on_gpus = large(book, spec, 2, device="auto")
+    on_the_cpu = large(book, spec, 4, device="cpu")
+    book.worker_seen("g", "cuda:0", gpus=1, processes=4)
+    assert book.dispatch() == [Dispatch(on_the_cpu, 1, "cuda-1-4")]
+    book.worker_seen("h", "cuda:0", gpus=2, processes=1)
+    assert book.dispatch() == [Dispatch(on_gpus, 1, "cuda-2")]
+
+
+def test_a_small_job_leaves_the_large_worker_free_where_it_can(book, spec):
+    book.worker_seen("large", "cpu", processes=4)
+    book.worker_seen("small", "cpu")
+    one = book.submit(spec()).job.id
+    four = large(book, spec, 4)
+    assert book.dispatch() == [Dispatch(one, 1, "cpu"), Dispatch(four, 1, "cpu-4")]
+
+
+def test_nothing_that_came_later_gets_ahead_of_a_large_job_at_a_large_worker(book, spec):
+    """The starvation that could be: one small job after the other on the only worker that is large enough."""
+    book.worker_seen("large", "cpu", processes=4)
+    book.worker_seen("small", "cpu")
+    order(book, spec, 2)
+    first = book.dispatch()
+    claims = {one.pool: book.claim(one.job_id, 1, "large" if one.pool == "cpu-4" else "small") for one in first}
+    four = large(book, spec, 4)
+    later = order(book, spec, 3)
+    book.finish(claims["cpu"].token, Event.SUCCEEDED)
+    (passing,) = book.dispatch()
+    assert passing == Dispatch(later[0], 1, "cpu"), "it takes what the large one could not have had"
+    book.finish(claims["cpu-4"].token, Event.SUCCEEDED)
+    assert book.dispatch() == [Dispatch(four, 1, "cpu-4")]
+    urgent = book.submit(spec(seed=9), priority=1).job.id
+    claim = book.claim(four, 1, "large")
+    book.finish(claim.token, Event.SUCCEEDED)
+    assert book.dispatch() == [Dispatch(urgent, 1, "cpu-4")], "and a large one holds up none that comes before it"
+
+
+def test_large_jobs_that_fit_nowhere_fill_no_page_of_candidates(book, spec):
+    """The look at the first few jobs must look at those that can run."""
+    for seed in range(5):
+        large(book, spec, 4, seed=seed)
+    (one,) = order(book, spec, 1)
+    appear(book, "w")
+    assert book.dispatch(limit=1) == [Dispatch(one, 1, "cpu")]
+
+
+def test_a_job_that_no_worker_can_run_says_what_it_waits_for(book, spec):
+    four, cuda, one = large(book, spec, 4), book.submit(spec(device="cuda")).job.id, book.submit(spec()).job.id
+    ids = (four, cuda, one)
+
+    def told():
+        return {key: reason.code for key, reason in book.obstacles([book.job(job_id) for job_id in ids]).items()}
+
+    assert told() == dict.fromkeys(ids, "no-worker")
+    book.worker_seen("w", "cpu", processes=2)
+    assert told() == {four: "too-few-devices", cuda: "no-gpu"}
+    assert book.obstacles([book.job(four)])[four].detail == (
+        "waits for a worker that lets a job use 4 devices; the largest lets it use 2"
+    )
+    book.worker_seen("g", "cuda:0", gpus=4)
+    assert told() == {}, "busy or not: their turn comes"
+    fall_silent(book, "g", 1.0)
+    assert told() == {four: "too-few-devices", cuda: "no-gpu"}
+    book.wish(four, Desired.CANCEL)
+    assert told() == {cuda: "no-gpu"}
+
+
 def test_a_limit_is_kept(book, spec):
     ids = order(book, spec, 4)
     appear(book, *"abcd")

@@ -31,7 +31,7 @@ def database_url(tmp_path: Path, sqlite_template: Path) -> str:
 
 
 @pytest.fixture
-def start_process(broker: Any, database_url: str, tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+def start_process(broker: Any, database_url: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NORMCORE_")}
     environment |= {
         "NORMCORE_STATE_DIR": str(tmp_path / "state"),
@@ -47,10 +47,9 @@ def start_process(broker: Any, database_url: str, tmp_path: Path) -> Iterator[Ca
     started: list[subprocess.Popen[bytes]] = []
     with (tmp_path / "log").open("wb") as log:
 
-        def start(module: str) -> subprocess.Popen[bytes]:
-            started.append(
-                subprocess.Popen([sys.executable, "-m", module], env=environment, stdout=log, stderr=subprocess.STDOUT)
-            )
+        def start(module: str, **settings: str) -> subprocess.Popen[bytes]:
+            command, own = [sys.executable, "-m", module], environment | settings
+            started.append(subprocess.Popen(command, env=own, stdout=log, stderr=subprocess.STDOUT))
             return started[-1]
 
         yield start
@@ -112,3 +111,14 @@ def test_a_job_outlives_its_workers(book: Book, start_process, eventually) -> No
     assert book.attempts(job_id)[1].outcome == "released"
     assert book.checkpoints(job_id)[-1].step == job.progress_step
     assert book.wish(job_id, Desired.CANCEL).state is State.CANCELLED
+
+
+def test_a_job_for_two_devices_goes_to_the_worker_that_has_them(book: Book, start_process, eventually) -> None:
+    """Two workers take messages from the same Redis; only the one with two processes may hear of the job for two."""
+    fields = {"model": {"kind": "mlp"}, "data": {"kind": "digits", "size": 8}, "steps": 2, "batch_size": 8}
+    two, one = (book.submit(JobSpec.model_validate(fields | {"devices": devices})).job.id for devices in (2, 1))
+    start_process("worker.scheduler")
+    start_process("worker.run", NORMCORE_WORKER_NAME="small")
+    start_process("worker.run", NORMCORE_WORKER_NAME="large", NORMCORE_DEVICES="2")
+    eventually(lambda: {book.job(two).state, book.job(one).state} == {State.SUCCEEDED}, timeout_s=120)
+    assert [(attempt.worker, attempt.outcome) for attempt in book.attempts(two)] == [("large", "succeeded")]
