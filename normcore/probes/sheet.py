@@ -96,7 +96,7 @@ def draw_panels(
         # Not pyplot: it keeps global state and would open a window where there is a screen.
         figure = Figure(figsize=(width, height), dpi=120)
         # Fixed margins: working them out (layout="constrained") takes as long as all the rest.
-        margins = {"left": 0.85 / width, "right": 1 - 0.2 / width, "bottom": 0.55 / height, "top": 1 - 0.75 / height}
+        margins = {"left": 1.0 / width, "right": 1 - 0.2 / width, "bottom": 0.55 / height, "top": 1 - 0.75 / height}
         spaces = SPACES if all(panel.across == "" for panel in panels) else SPACES | ROOM_FOR_LABELS
         grid = figure.subplots(rows, columns, sharey="row", squeeze=False, gridspec_kw=margins | spaces)
         for column in grid.T:
@@ -106,7 +106,7 @@ def draw_panels(
                 panel.paint(axes, readings, theme)
                 axes.grid(visible=True, alpha=0.3)
             row[0].set_ylabel(panel.label)
-            row[0].yaxis.set_label_coords(-0.6 / (width / columns), 0.5)
+            row[0].yaxis.set_label_coords(-0.75 / (width / columns), 0.5)
             _scale(list(row), panel)
         for axes, name in zip(grid[0], arms, strict=True):
             axes.set_title(name, fontsize="medium")
