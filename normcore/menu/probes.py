@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from normcore.menu.closing_probes import LrRangeProbeSpec
 from normcore.menu.layer_probes import TrainEvalGapProbeSpec
 from normcore.menu.smoothness_probes import LandscapeProbeSpec
 
-ProbeSpec = LandscapeProbeSpec | TrainEvalGapProbeSpec
+ProbeSpec = LandscapeProbeSpec | TrainEvalGapProbeSpec | LrRangeProbeSpec

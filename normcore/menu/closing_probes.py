@@ -1,0 +1,33 @@
+"""Probes that look back when a training is done."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from normcore.menu.probe import AnyProbeSpec
+from normcore.menu.spec import Multiple
+
+
+class LrRangeProbeSpec(AnyProbeSpec):
+    """Usable learning rates: a short training from the initial weights with a growing lr (Smith 2017, section 3.3)."""
+
+    kind: Literal["lr_range"] = "lr_range"
+    low: Multiple = 1e-3
+    """First lr, as a multiple of the job's."""
+    high: Multiple = 1e3
+    """Last lr, as a multiple of the job's."""
+    steps: Annotated[int, Field(ge=10, le=100_000)] = 100
+    """Updates, from one to the next of which the lr grows by the same factor."""
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Part of the initial loss by which the loss must fall for an lr to be usable, and may rise again."""
+    target: ClassVar[str] = "normcore.probes.lr_range:LrRangeProbe"
+    figure: ClassVar[str] = "normcore.probes.lr_range_figure:draw"
+    copies: ClassVar[int] = 5
+
+    @model_validator(mode="after")
+    def _low_below_high(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high, got low {self.low:g} and high {self.high:g}; swap or widen them")
+        return self
