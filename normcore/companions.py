@@ -50,6 +50,8 @@ class Part:
     meeting: Path
     """A folder that the ranks share."""
     threads: int
+    memory_fraction: float
+    """What the process may take of its GPU's memory, as much as the first rank of its own; 1 on a CPU."""
 
 
 def accompanied(
@@ -80,12 +82,12 @@ def accompanied(
             f"a training over several devices makes a process group of its own, got devices {spec.devices} in a "
             f"process that is in one; leave that group, or end the other training, before"
         )
-    threads = torch.get_num_threads()
+    threads, fraction = torch.get_num_threads(), _memory_fraction(devices[0])
     share, ended = max(1, threads // spec.devices), False
     with tempfile.TemporaryDirectory(prefix="normcore-ranks-") as folder:
         meeting = Path(folder)
         parts = [
-            Part(Ranks(rank, spec.devices), spec, devices[rank], folders, resume, meeting, share)
+            Part(Ranks(rank, spec.devices), spec, devices[rank], folders, resume, meeting, share, fraction)
             for rank in range(spec.devices)
         ]
         processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -136,6 +138,10 @@ def devices_of(device: torch.device, count: int) -> list[torch.device]:
         )
     first = device.index or 0
     return [torch.device("cuda", (first + rank) % there) for rank in range(count)]
+
+
+def _memory_fraction(device: torch.device) -> float:
+    return 1.0 if device.type == "cpu" else torch.cuda.get_per_process_memory_fraction(device)
 
 
 def _start(part: Part) -> subprocess.Popen[bytes]:
@@ -222,6 +228,8 @@ def main() -> None:
     from normcore.train import attend
 
     torch.set_num_threads(part.threads)
+    if part.memory_fraction < 1:
+        torch.cuda.set_per_process_memory_fraction(part.memory_fraction, part.device)
     _ready(part).touch()
     try:
         with _in_group(part):

@@ -21,14 +21,17 @@ _LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "m
 
 
 def available_mib(device: Literal["cpu", "cuda"]) -> float:
-    """Memory that a training could still take: of the GPU, or of the host, the control group and the process's limit.
+    """Memory that a training could still take: of the GPU and of this process's share of it, or of the host, the
+    control group and the process's limit.
 
     Example:
         >>> available_mib("cpu") > 0
         True
     """
     if device == "cuda":
-        return torch.cuda.mem_get_info()[0] / MIB
+        free, total = torch.cuda.mem_get_info()
+        share = torch.cuda.get_per_process_memory_fraction() * total
+        return min(free, share - torch.cuda.memory_reserved()) / MIB
     found = []
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     mine, host = Path("/proc/self/statm"), Path("/proc/meminfo")

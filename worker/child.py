@@ -35,6 +35,7 @@ class Child:
         # -P: a folder named `worker` where the worker was started must not be taken for ours.
         command = [sys.executable, "-P", "-m", "worker.trainer", "--records", str(into), "--parent", str(os.getpid())]
         command += ["--device", settings.device.partition(":")[0], "--cache-dir", str(settings.state_dir / "cache")]
+        command += ["--slots", str(settings.slots)]
         self._records = os.fdopen(records, "rb")
         self._process = subprocess.Popen(
             command,
@@ -116,7 +117,8 @@ class Child:
 def environment(settings: Settings, outside: Mapping[str, str]) -> dict[str, str]:
     """The environment of a trainer: its threads, its GPU, and an allocator that keeps what it has.
 
-    What is set outside stays, save for the threads and the GPU, which the settings decide.
+    What is set outside stays, save for the threads and the GPU, which the settings decide. Where several trainings
+    share the machine in slots, each computes with its share of the cores.
 
     Example:
         >>> made = environment(Settings(device="cuda:1", threads=2), {"CUDA_VISIBLE_DEVICES": "4,5,6"})
@@ -136,7 +138,7 @@ def environment(settings: Settings, outside: Mapping[str, str]) -> dict[str, str
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     }
     made = defaults | dict(outside)
-    made["OMP_NUM_THREADS"] = str(settings.threads or len(os.sched_getaffinity(0)))
+    made["OMP_NUM_THREADS"] = str(settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.slots))
     if settings.device == "cpu":
         made["CUDA_VISIBLE_DEVICES"] = ""
     elif ":" in settings.device:

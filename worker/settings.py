@@ -56,8 +56,10 @@ class Settings(BaseSettings):
     """The device a worker trains on; auto is the GPU where there is one."""
     devices: Annotated[int, Field(ge=1)] = 1
     """Processes that a job may use on a worker's CPU; on GPUs it may use as many as it sees. Larger jobs wait."""
+    slots: Annotated[int, Field(ge=1, le=64)] = 1
+    """Jobs that train at once on a device: so many workers are started, each with its share of GPU memory or cores."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Threads a training computes with on the CPU, all its processes together; 0 is one per core."""
+    """Threads a training computes with on the CPU, all its processes together; 0 is its share of the cores."""
     heartbeat_s: Seconds = 1.0
     """How often a worker renews its lease and hears of cancellations."""
     lease_ttl_s: Seconds = 30.0

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--parent", type=int, required=True, help="the worker's process id")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--cache-dir", type=Path, required=True)
+    parser.add_argument("--slots", type=int, default=1, help="trainings at once on each GPU")
     arguments = parser.parse_args()
     die_with(arguments.parent)
     os.set_inheritable(arguments.records, False)
@@ -48,7 +49,7 @@ def main() -> None:
         pipe.write(encode(message))
         pipe.flush()
 
-    device = warm_up(arguments.device, arguments.cache_dir)
+    device = warm_up(arguments.device, arguments.cache_dir, arguments.slots)
     say(Ready(device, facts(device), _gpus(device)))
     order = orders.get()
     stop.waiting = False
@@ -93,7 +94,7 @@ def listen(orders: queue.SimpleQueue[Order]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def warm_up(wanted: str, cache_dir: Path) -> str:
+def warm_up(wanted: str, cache_dir: Path, slots: int = 1) -> str:
     """Import everything that a training needs by doing one: a step of a tiny net with a probe and its figure.
 
     The first optimizer alone takes about a second, and so does the first convolution on a GPU. `train` puts torch's
@@ -111,11 +112,26 @@ def warm_up(wanted: str, cache_dir: Path) -> str:
     device = "cuda:0" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and device == "cpu":
         sys.exit("the worker's device must be there, got cuda without a GPU that torch can use; set NORMCORE_DEVICE")
+    if device != "cpu":
+        keep_to_share(slots)
     probes = (LandscapeProbeSpec(every=1, points=2),)
     spec = JobSpec(model=VggSpec(width=0.0625), data=DigitsSpec(), batch_size=8, steps=1, probes=probes)
     for _ in train(spec, device=device, folders=DataFolders(cache_dir=cache_dir)):
         pass
     return device
+
+
+def keep_to_share(slots: int) -> None:
+    """Have torch take no more of each visible GPU than one of `slots` equal parts of its memory.
+
+    What it takes beyond ends in torch's own `OutOfMemoryError` in this process, not in that of its neighbours. CUDA's
+    context, some hundreds of MiB per process, is not counted by torch and comes on top.
+    """
+    import torch
+
+    if slots > 1:
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.set_per_process_memory_fraction(1 / slots, index)
 
 
 def facts(device: str) -> dict[str, str]:

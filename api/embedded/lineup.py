@@ -78,12 +78,16 @@ def lineup(settings: Settings, broker: Broker | None) -> tuple[Service, ...]:
             is_ready=_logged("the scheduler is at work"),
             after=("migrations",),
         ),
-        Service(
-            name="worker",
-            command=(*python, "worker.run"),
-            is_ready=_logged(rf"{re.escape(settings.worker_name)}@\S+ ready\."),
-            after=("migrations", *(() if broker is None else ("broker",))),
-            stop_grace_s=settings.stop_grace_s + DRAIN_S,
+        *(
+            Service(
+                name=service,
+                command=(*python, "worker.run"),
+                environment={"NORMCORE_WORKER_NAME": name},
+                is_ready=_logged(rf"{re.escape(name)}@\S+ ready\."),
+                after=("migrations", *(() if broker is None else ("broker",))),
+                stop_grace_s=settings.stop_grace_s + DRAIN_S,
+            )
+            for service, name in _workers(settings)
         ),
     ]
     if broker is not None:
@@ -107,6 +111,13 @@ def lineup(settings: Settings, broker: Broker | None) -> tuple[Service, ...]:
             )
         )
     return tuple(services)
+
+
+def _workers(settings: Settings) -> list[tuple[str, str]]:
+    """The services and the names of the workers, one for each slot."""
+    if settings.slots == 1:
+        return [("worker", settings.worker_name)]
+    return [(f"worker-{slot}", f"{settings.worker_name}-{slot}") for slot in range(1, settings.slots + 1)]
 
 
 def answers(url: str) -> Callable[[Life], bool]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
 
@@ -35,6 +35,8 @@ class Service:
     """Services of a lower round are stopped first."""
     stop_grace_s: float = 10.0
     """How long it may take to stop before it is killed."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What only this service's environment has."""
 
 
 class Life:
@@ -42,7 +44,7 @@ class Life:
 
     Args:
         service: What to start.
-        environment: All of its environment.
+        environment: What its environment has besides its own variables.
         log: The file that takes its output; appended to.
         keeper: Who ends it when we cannot.
     """
@@ -61,7 +63,7 @@ class Life:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=dict(environment),
+                env=dict(environment) | dict(service.environment),
                 start_new_session=True,
                 preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509 - it takes no lock
             )

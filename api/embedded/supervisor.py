@@ -97,7 +97,7 @@ def supervise(
 
     Args:
         services: What to run.
-        environment: All of the services' environment.
+        environment: The services' environment; each may have variables of its own besides.
         log_dir: Where each service has its log.
         lock: The descriptor of the state folder's lock; the keeper holds it until the last service has ended.
         signals: Where requests to stop come from.

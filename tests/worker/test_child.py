@@ -16,7 +16,7 @@ import torch
 from worker.child import Child, environment
 from worker.exits import Exit
 from worker.settings import Settings
-from worker.trainer import warm_up
+from worker.trainer import keep_to_share, warm_up
 
 pytestmark = pytest.mark.xdist_group("trainers")
 
@@ -136,6 +136,23 @@ def test_a_trainer_uses_every_core_unless_told_otherwise():
     cores = str(len(os.sched_getaffinity(0)))
     assert environment(Settings(device="cpu"), {"OMP_NUM_THREADS": "7"})["OMP_NUM_THREADS"] == cores
     assert environment(Settings(device="cpu", threads=3), {})["OMP_NUM_THREADS"] == "3"
+
+
+def test_trainers_in_slots_share_the_cores_and_each_has_one(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    shares = {slots: environment(Settings(slots=slots), {})["OMP_NUM_THREADS"] for slots in (1, 2, 3, 16)}
+    assert shares == {1: "8", 2: "4", 3: "2", 16: "1"}
+    assert environment(Settings(slots=4, threads=6), {})["OMP_NUM_THREADS"] == "6", "said is said"
+
+
+@pytest.mark.parametrize(("slots", "taken"), [(1, {}), (4, {0: 0.25, 1: 0.25})])
+def test_a_trainer_in_a_slot_keeps_to_its_share_of_every_gpu(monkeypatch, slots, taken):
+    """Of the call alone; whether CUDA keeps to it is for a machine that has one."""
+    told = {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda part, gpu: told.update({gpu: part}))
+    keep_to_share(slots)
+    assert told == taken
 
 
 def test_an_allocator_that_was_set_from_outside_stays():

@@ -1,5 +1,6 @@
 import http.server
 import threading
+import types
 
 import pytest
 
@@ -41,6 +42,15 @@ def test_whole_laboratory(make, tmp_path):
     assert made["NORMCORE_REDIS_URL"] == broker.url
     assert made["NORMCORE_MLFLOW_URL"] == mlflow_url(settings) == "http://127.0.0.1:5001"
     assert made["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+
+
+def test_slots_are_workers_with_names_of_their_own(make):
+    services = named(lineup(make(NORMCORE_SLOTS="3", NORMCORE_WORKER_NAME="lab"), None))
+    workers = {name: service for name, service in services.items() if name.startswith("worker")}
+    names = {name: service.environment["NORMCORE_WORKER_NAME"] for name, service in workers.items()}
+    assert names == {"worker-1": "lab-1", "worker-2": "lab-2", "worker-3": "lab-3"}
+    said = types.SimpleNamespace(tail=lambda: "celery@x lab-2@host ready.")
+    assert [service.is_ready(said) for service in workers.values()] == [False, True, False]
 
 
 @pytest.mark.parametrize("name", ["REDIS_URL", "NORMCORE_REDIS_URL"])

@@ -117,6 +117,18 @@ def test_service_has_the_environment_given_and_a_log(ground):
     assert (ground.folder / "log" / "worker.log").read_text() == "green False\n"
 
 
+def test_a_variable_of_its_own_is_a_services_alone(ground):
+    said = "print(os.environ.get('COLOUR'), os.environ.get('SHADE'), flush=True)"
+    services = (
+        ground.service("a", first=said, environment={"SHADE": "dark", "COLOUR": "red"}),
+        ground.service("b", first=said),
+    )
+    with ground.supervise(*services) as supervisor:
+        supervisor.wait_until_ready()
+    logs = [(ground.folder / "log" / f"{name}.log").read_text() for name in "ab"]
+    assert logs == ["red dark\n", "green None\n"]
+
+
 def test_dead_service_is_started_again(ground):
     with ground.supervise(ground.service("worker")) as supervisor:
         supervisor.wait_until_ready()
