@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from api.views import Mistake
+from normcore.menu.occasions import OCCASIONS
 from normcore.spec import MENU, JobSpec, kind_of, kinds_with
 
 _WANTED = {
@@ -56,6 +57,7 @@ def _in_parameter(error: Mapping[str, Any], name: str) -> Mistake:
 
 def _in_body(error: Mapping[str, Any], loc: tuple[str | int, ...]) -> Mistake:
     path, kind = _without_kind(loc)
+    path, occasion = _without_occasion(path)
     match error["type"]:
         case "union_tag_invalid":
             return _unknown_kind((*path, "kind"), error["input"]["kind"])
@@ -64,6 +66,8 @@ def _in_body(error: Mapping[str, Any], loc: tuple[str | int, ...]) -> Mistake:
         case "union_tag_not_found":
             detail = f"{_dotted(path)} must name its kind, got none; on offer: {_on_offer(path[0])}"
             return Mistake(code="missing-kind", detail=detail, pointer=_pointer(path))
+        case "extra_forbidden" if occasion is not None:
+            return _unknown_field_of_an_occasion(path, occasion)
         case "extra_forbidden":
             return _unknown_field(path, kind)
         case _:
@@ -81,6 +85,22 @@ def _without_kind(loc: tuple[str | int, ...]) -> tuple[tuple[str | int, ...], st
     if len(kinds) == 1:
         return loc, kinds[0] if len(loc) > before else None
     return (loc[:before] + loc[before + 1 :], str(loc[before])) if len(loc) > before else (loc, None)
+
+
+def _without_occasion(path: tuple[str | int, ...]) -> tuple[tuple[str | int, ...], str | None]:
+    """A location without the kind of occasion that pydantic puts after a probe's `every`, and that kind."""
+    if path[:1] == ("probes",) and path[2:3] == ("every",) and len(path) > 3:
+        return (*path[:3], *path[4:]), str(path[3])
+    return path, None
+
+
+def _unknown_field_of_an_occasion(path: tuple[str | int, ...], occasion: str) -> Mistake:
+    knob, fields = str(path[-1]), OCCASIONS[occasion].model_fields
+    if owners := [kind for kind, part in OCCASIONS.items() if knob in part.model_fields]:
+        detail = f"{knob} is a knob of {_and(owners)}, not of {occasion}; leave it out, or choose such a kind"
+        return Mistake(code="foreign-knob", detail=detail, pointer=_pointer(path))
+    detail = f"every {occasion} has no field {_short(knob)}; it has {', '.join(fields)}"
+    return Mistake(code="unknown-field", detail=detail, pointer=_pointer(path))
 
 
 def _unknown_kind(path: tuple[str | int, ...], sent: object) -> Mistake:

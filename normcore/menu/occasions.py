@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from math import log10
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag
 
 from normcore.menu.spec import Spec
 
@@ -41,8 +42,41 @@ class BudgetSpec(Spec):
     """Time of the readings over the time of the steps, at most."""
 
 
-OccasionSpec = Annotated[EpochsSpec | LogSpacedSpec | BudgetSpec, Field(discriminator="kind")]
-Every = PositiveInt | OccasionSpec
+OCCASIONS: dict[str, type[Spec]] = {"epochs": EpochsSpec, "log_spaced": LogSpacedSpec, "budget": BudgetSpec}
+"""By the kind that they are asked for by."""
+
+
+def _of_a_kind(given: Any) -> Any:
+    """What is neither steps nor an occasion is refused in one sentence, and not in one for each of them."""
+    if isinstance(given, Spec) or (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
+        return given
+    kind = given.get("kind") if isinstance(given, dict) else None
+    if kind not in [*OCCASIONS]:
+        if not isinstance(given, dict):
+            got = json.dumps(given, default=repr)
+        else:
+            got = f"kind {json.dumps(kind, default=repr)}" if "kind" in given else "an object without kind"
+        raise ValueError(
+            f"every must be a whole number of steps of at least 1, or one of the occasions {', '.join(OCCASIONS)} such "
+            f'as {{"kind": "budget"}}, got {got[:60]}'
+        )
+    return given
+
+
+def _kind(given: Any) -> str:
+    if isinstance(given, int):
+        return "steps"
+    return str(given["kind"] if isinstance(given, dict) else given.kind)
+
+
+Every = Annotated[
+    Annotated[PositiveInt, Tag("steps")]
+    | Annotated[EpochsSpec, Tag("epochs")]
+    | Annotated[LogSpacedSpec, Tag("log_spaced")]
+    | Annotated[BudgetSpec, Tag("budget")],
+    Discriminator(_kind),
+    BeforeValidator(_of_a_kind),
+]
 
 
 def is_log_spaced(step: int, per_decade: int) -> bool:

@@ -5,6 +5,14 @@ from api.mistakes import mistakes_in
 from normcore.spec import MENU, JobSpec, kind_of
 
 MODEL_AND_DATA = {"model": {"kind": "mlp"}, "data": {"kind": "digits"}}
+EVERY = (
+    "every must be a whole number of steps of at least 1, or one of the occasions epochs, log_spaced, budget such as "
+    '{"kind": "budget"}'
+)
+
+
+def every(given):
+    return {"probes": [{"kind": "landscape", "every": given}]}
 
 
 def mistakes(changes):
@@ -113,6 +121,56 @@ def mistakes(changes):
             "/optimizer",
             "invalid-value",
             "nesterov needs a momentum above 0, got momentum 0; set momentum, or nesterov to false",
+        ),
+        (every(0), "/probes/0/every", "invalid-value", f"{EVERY}, got 0"),
+        (every(True), "/probes/0/every", "invalid-value", f"{EVERY}, got true"),
+        (every(2.5), "/probes/0/every", "invalid-value", f"{EVERY}, got 2.5"),
+        (every("5"), "/probes/0/every", "invalid-value", f'{EVERY}, got "5"'),
+        (every(None), "/probes/0/every", "invalid-value", f"{EVERY}, got null"),
+        (every({}), "/probes/0/every", "invalid-value", f"{EVERY}, got an object without kind"),
+        (every({"kind": "x"}), "/probes/0/every", "invalid-value", f'{EVERY}, got kind "x"'),
+        (every({"kind": ["budget"]}), "/probes/0/every", "invalid-value", f'{EVERY}, got kind ["budget"]'),
+        (
+            every({"kind": "budget", "fraction": 0}),
+            "/probes/0/every/fraction",
+            "greater-than",
+            "probes.0.every.fraction must be greater than 0, got 0",
+        ),
+        (
+            every({"kind": "epochs", "every": "2"}),
+            "/probes/0/every/every",
+            "wrong-type",
+            'probes.0.every.every must be an integer, got "2"',
+        ),
+        (
+            every({"kind": "budget", "per_decade": 5}),
+            "/probes/0/every/per_decade",
+            "foreign-knob",
+            "per_decade is a knob of log_spaced, not of budget; leave it out, or choose such a kind",
+        ),
+        (
+            every({"kind": "budget", "percent": 5}),
+            "/probes/0/every/percent",
+            "unknown-field",
+            "every budget has no field percent; it has kind, fraction",
+        ),
+        (
+            every({"kind": "budget"}) | {"deterministic": True},
+            "",
+            "invalid-value",
+            "a deterministic job must read its probes at steps that no clock decides, got a budget for probe landscape",
+        ),
+        (
+            {"probes": [{"kind": "landscape", "preset": ["vgg"]}]},
+            "/probes/0",
+            "invalid-value",
+            "preset must be one of vgg, deep_linear, got ['vgg']",
+        ),
+        (
+            {"probes": [{"kind": "landscape", "preset": "vgg", "high": 2.0}]},
+            "/probes/0",
+            "invalid-value",
+            "give a preset or low and high, not both, got preset 'vgg' and high",
         ),
         ([], "", "wrong-type", "the body must be an object, got a list of 0"),
         ("x", "", "wrong-type", 'the body must be an object, got "x"'),

@@ -25,8 +25,20 @@ def test_an_example_of_an_order_is_taken(client, document, path, status, order):
     answer = client.post(path, json=example)
     assert answer.status_code == status
     for field, value in example.items():
-        taken = answer.json()["spec"][field]
-        assert taken == value or (isinstance(value, dict) and value.items() <= taken.items())
+        assert_taken(answer.json()["spec"][field], value)
+
+
+def assert_taken(taken, sent):
+    """As it was sent, with defaults where nothing was."""
+    if isinstance(sent, dict):
+        for name, value in sent.items():
+            assert_taken(taken[name], value)
+    elif isinstance(sent, list):
+        assert len(taken) == len(sent)
+        for place, value in enumerate(sent):
+            assert_taken(taken[place], value)
+    else:
+        assert taken == sent
 
 
 @pytest.mark.parametrize("order", REFUSED_ORDERS, ids=lambda order: order.name)
