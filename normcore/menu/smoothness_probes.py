@@ -42,7 +42,7 @@ class LandscapeProbeSpec(RecurringProbeSpec):
         if not isinstance(given, dict) or "preset" not in given:
             return given
         rest = {name: value for name, value in given.items() if name != "preset"}
-        if given["preset"] not in LANDSCAPE_RANGES:
+        if given["preset"] not in [*LANDSCAPE_RANGES]:
             raise ValueError(f"preset must be one of {', '.join(LANDSCAPE_RANGES)}, got {given['preset']!r}")
         if both := sorted(rest.keys() & {"low", "high"}):
             raise ValueError(f"give a preset or low and high, not both, got preset {given['preset']!r} and {both[0]}")

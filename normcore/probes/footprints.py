@@ -13,9 +13,9 @@ from torch import Tensor, nn
 def no_footprints(model: nn.Module) -> Iterator[list[Tensor]]:
     """A scope in which a model may be moved, run in any mode and differentiated, and that then restores it bit for bit.
 
-    Restored are parameters, buffers (`num_batches_tracked` too), gradients, which modules are in training mode, and
-    torch's global generators, also when the scope is left by an error. Inside, gradients start as None, so that a
-    backward pass neither adds to the caller's nor writes into them.
+    Restored are parameters, buffers (`num_batches_tracked` too), gradients, which parameters have one and which modules
+    are in training mode, and torch's global generators, also when the scope is left by an error. Inside, gradients
+    start as None, so that a backward pass neither adds to the caller's nor writes into them.
 
     Values are copied back from a copy: walking back by the opposite steps would leave rounding errors. The scope yields
     that copy of the parameters, in the order of `model.parameters()`. Costs one copy of the model's memory.
@@ -32,7 +32,7 @@ def no_footprints(model: nn.Module) -> Iterator[list[Tensor]]:
     tensors = [*parameters, *model.buffers()]
     with torch.no_grad():
         saved = [tensor.clone() for tensor in tensors]
-    gradients = [parameter.grad for parameter in parameters]
+    gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
     devices = {tensor.device.index for tensor in tensors if tensor.is_cuda}
     with torch.random.fork_rng(devices=devices):
         try:
@@ -42,7 +42,7 @@ def no_footprints(model: nn.Module) -> Iterator[list[Tensor]]:
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(tensors, saved)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
+            for parameter, gradient, required in gradients:
+                parameter.requires_grad_(required).grad = gradient
             for module, training in modes:
                 module.training = training

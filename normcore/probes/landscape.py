@@ -135,10 +135,11 @@ def _visit(
     loss.backward()  # type: ignore[no-untyped-call]
     # A parameter's gradient after a backward pass is no one else's, so it may be changed in place.
     change = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    loss = loss.detach()
     if replay is not moment.replay:
-        moment.average(change)
+        moment.average([*change, loss])
     torch._foreach_sub_(change, gradient)
-    return loss.detach(), torch._foreach_norm(change)  # noqa: SLF001
+    return loss, torch._foreach_norm(change)  # noqa: SLF001
 
 
 def _scalars(arrays: Mapping[str, tuple[float, ...]], norm: float, lr: float) -> dict[str, float]:

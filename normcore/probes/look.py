@@ -50,7 +50,9 @@ def look(
     with no_footprints(model) as origin:
         parameters = list(model.parameters())
         buffers = [buffer.clone() for buffer in model.buffers()]
-        gradient = torch.autograd.grad(loss(), parameters, allow_unused=True)
+        learned = [parameter for parameter in parameters if parameter.requires_grad]
+        found = dict(zip(learned, torch.autograd.grad(loss(), learned, allow_unused=True), strict=True))
+        gradient = tuple(found.get(parameter) for parameter in parameters)
         with torch.no_grad():
             for buffer, value in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(value)

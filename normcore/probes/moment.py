@@ -14,6 +14,7 @@ from normcore.menu.probe import BnMode
 from normcore.ranks import ALONE, Ranks
 from normcore.seeds import generator
 from normcore.statistics.freeze import freeze_statistics
+from normcore.statistics.layers import has_running_statistics
 
 if TYPE_CHECKING:
     from normcore.learner import Learner
@@ -76,8 +77,12 @@ class Moment:
         """A scope in which the loss is the function asked for, as a plain graph.
 
         With `bn_mode` frozen, layers with running statistics normalize by these as they stand at this moment: another
-        function, with another gradient, than the one that trains.
+        function, with another gradient, than the one that trains. On several devices these are the first one's, which
+        evaluations and checkpoints use.
         """
+        if bn_mode == "frozen":
+            layers = [module for module in self.model.modules() if has_running_statistics(module)]
+            self.ranks.follow([buffer for layer in layers for buffer in layer.buffers()])
         with freeze_statistics(self.model) if bn_mode == "frozen" else nullcontext():
             if precision == "float64":
                 with _in_float64(self.model):
