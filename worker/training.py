@@ -9,8 +9,10 @@ import torch
 
 from normcore.companions import devices_of
 from normcore.data.folders import DataFolders
+from normcore.instruments import still_true
 from normcore.records import Checkpoint, Diverged, Figure, Finished, Metrics, Reading, Remark, Stopped
 from normcore.refusal import Refusal
+from normcore.snapshot import readings_of
 from normcore.spec import JobSpec
 from normcore.train import train
 from worker.checkpoint import load, save
@@ -29,7 +31,8 @@ def run(order: Order, device: str, say: Callable[[Message], None], stop: Callabl
     spec = JobSpec.model_validate_json(order.spec)
     folder = Path(order.folder)
     snapshot = None if order.resume is None else load(Path(order.resume))
-    readings = Readings(snapshot)
+    readings = Readings([] if snapshot is None else still_true(readings_of(snapshot), spec))
+    drawn: set[str] = set()
     folders = DataFolders(Path(order.data_dir), Path(order.cache_dir), order.hub)
     step = 0 if snapshot is None else snapshot.step
     place = _device(spec, device)
@@ -46,18 +49,19 @@ def run(order: Order, device: str, say: Callable[[Message], None], stop: Callabl
                 say(Kept(saved.step, str(saved.path), saved.sha256, saved.bytes, record.last, record.best))
             case Figure():
                 say(_made(step, folder, f"figures/{record.name}.png", record.png))
+                drawn.add(record.name)
                 say(_made(step, folder, f"readings/{record.name}.npz", readings.npz(record.name)))
             case Remark():
                 say(record)
-            case Finished():
+            case Finished() | Diverged():
+                for probe in readings.probes - drawn:
+                    # What could not be drawn here can be drawn from these one day.
+                    say(_made(step, folder, f"readings/{probe}.npz", readings.npz(probe)))
                 say(record)
-                return Exit.DONE
+                return Exit.DONE if isinstance(record, Finished) else Exit.DIVERGED
             case Stopped():
                 say(record)
                 return Exit.STOPPED
-            case Diverged():
-                say(record)
-                return Exit.DIVERGED
     raise AssertionError("a training must end in Finished, Stopped or Diverged, got none of them")
 
 
