@@ -30,7 +30,8 @@ class TrainEvalGapProbe:
     The running statistics are those that an evaluation right now would use: moving averages that this very batch has
     already moved once, or with `estimator` paper and population statistics that were gathered for the purpose.
 
-    Costs a forward pass, another through the layers in question, and a copy of the parameters.
+    Costs a forward pass, another through the layers in question, sums in float64 (together about 1.2 training steps on
+    a VGG-11), and a copy of the parameters.
 
     Example:
         >>> import torch
@@ -55,5 +56,5 @@ class TrainEvalGapProbe:
         return Reading(self.kind, moment.step, scalars, arrays, layers)
 
     def cost(self, model: nn.Module) -> float:  # noqa: ARG002
-        """A forward pass, and the layers in question once more."""
-        return 0.5
+        """A forward pass, the layers in question once more, and norms and moments in float64: 1.2 on a VGG-11."""
+        return 1.2
