@@ -25,6 +25,7 @@ from normcore.menu.weights import NoWeightSpec
 from normcore.norms.none import NoNorm
 from normcore.norms.padding import check_padding
 from normcore.optimizers.muon import matrices
+from normcore.probes.probe import Demanding
 from normcore.refusal import Refusal
 from normcore.rehearsal import memory_mib
 from normcore.spec import JobSpec
@@ -49,6 +50,7 @@ POINTERS = {
     "no-activation-after-norm": "/norm/kind",
     "no-activation-to-replace": "/norm/kind",
     "no-branches": "/weight/kind",
+    "no-such-layer": "/probes",
     "no-such-net": "/model/name",
     "norm-not-exchanged": "/norm/kind",
     "timm-not-installed": "/model/kind",
@@ -164,6 +166,9 @@ def preview(spec: JobSpec, folders: DataFolders | None = None) -> Preview:
     _attempt(reasons, _largest_layer(built), partial(_check_size, built))
     if spec.optimizer.kind == "muon":
         _attempt(reasons, None, partial(matrices, built))
+    for probe in [each.part()(**each.knobs()) for each in spec.probes]:
+        if whole is not None and isinstance(probe, Demanding):
+            _attempt(reasons, None, partial(probe.check, whole))
     # What no layer refuses when it is built, it may refuse when it is used: norms inside an LSTM see batches only here.
     memory = None if whole is None else _attempt(reasons, None, partial(memory_mib, spec))
     return Preview(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from normcore.menu.closing_probes import LrRangeProbeSpec
-from normcore.menu.layer_probes import TrainEvalGapProbeSpec
+from normcore.menu.layer_probes import CovariateShiftProbeSpec, TrainEvalGapProbeSpec
 from normcore.menu.smoothness_probes import LandscapeProbeSpec
 
-ProbeSpec = LandscapeProbeSpec | TrainEvalGapProbeSpec | LrRangeProbeSpec
+ProbeSpec = LandscapeProbeSpec | TrainEvalGapProbeSpec | CovariateShiftProbeSpec | LrRangeProbeSpec

@@ -53,3 +53,12 @@ class Watching(Protocol):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what was seen up to a snapshot."""
         ...
+
+
+@runtime_checkable
+class Demanding(Protocol):
+    """A probe that not every model suits."""
+
+    def check(self, model: nn.Module) -> None:
+        """Raise `Refusal` where a model, which may be on the meta device, is none for it."""
+        ...

@@ -45,6 +45,15 @@ TOKENS = {"kind": "digits", "arrange": "tokens"}
 ROWS = {"kind": "digits", "arrange": "rows", "size": 8}
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
+    "no-such-layer": (
+        {
+            "model": {"kind": "mlp", "hidden": [8]},
+            "probes": [{"kind": "covariate_shift", "layers": ["blocks.0.linear", "blocks.1"]}],
+        },
+        "/probes",
+        None,
+        "layers must be paths of modules with weights, got 'blocks.1'; this model has blocks.0.linear, classifier",
+    ),
     "heads-do-not-divide": (
         {"model": TRANSFORMER | {"heads": 5}, "data": TOKENS},
         "/model/heads",
