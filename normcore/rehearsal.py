@@ -108,7 +108,7 @@ def dataset_bytes(data: DataSpec, dtype: torch.dtype) -> int:
     itemsize = {"images": 1, "tokens": 8, "sequences": 1}.get(data.form, dtype.itemsize)
     label = 8 if data.task == "classification" else data.num_outputs * dtype.itemsize
     # A dataset that has not been counted yet counts nothing.
-    samples = (data.num_train or 0) + (data.num_test or 0)
+    samples = (data.num_train or 0) + (data.num_test or 0) + (getattr(data, "num_validation", None) or 0)
     # Of a streamed one, only labels stay.
     streamed = samples and getattr(data, "streamed", False)
     return samples * (label if streamed else math.prod(data.shape) * itemsize + label)

@@ -13,12 +13,13 @@ from normcore.build import PARAMETER_DTYPES
 from normcore.data.arrays import Arrays, Samples
 from normcore.data.batch import Batch
 from normcore.data.folders import DataFolders
+from normcore.data.image_set import ImageSets
 from normcore.data.images import Arrangement, Augmentation, Normalization, arranged
 from normcore.data.order import check_batch_size, grouped, shuffled
-from normcore.data.split import hold_out, mislabel
+from normcore.data.split import hold_out, hold_out_images, mislabel
 from normcore.data.streamed import Streamed
 from normcore.menu.datasets import DataSpec
-from normcore.menu.labelled import LabelledSpec
+from normcore.menu.labelled import SizedSpec
 from normcore.menu.own_datasets import OwnImagesSpec
 from normcore.spec import JobSpec
 
@@ -49,9 +50,9 @@ def load(
     """
     data = _part(spec.data)
     if isinstance(spec.data, OwnImagesSpec) and spec.data.streamed:
-        sets = data.sets(folders or DataFolders())
         return Streamed(
-            sets,
+            _divided_images(spec.data, data.sets(folders or DataFolders())),
+            classes_per_batch=spec.data.classes_per_batch,
             batch_size=spec.batch_size,
             seed=spec.seed,
             crop_padding=data.crop_padding,
@@ -60,7 +61,7 @@ def load(
             dtype=dtype or PARAMETER_DTYPES[spec.precision],
         )
     arrays, held, classes_per_batch = data.arrays(folders or DataFolders()), None, None
-    if isinstance(spec.data, LabelledSpec):
+    if isinstance(spec.data, SizedSpec | OwnImagesSpec):
         arrays, held = _divided(spec.data, arrays)
         classes_per_batch = spec.data.classes_per_batch
     return Resident(
@@ -81,7 +82,7 @@ def _part(spec: DataSpec) -> Any:
     return spec.part()(**spec.knobs())
 
 
-def _divided(spec: LabelledSpec, arrays: Arrays) -> tuple[Arrays, Samples | None]:
+def _divided(spec: SizedSpec | OwnImagesSpec, arrays: Arrays) -> tuple[Arrays, Samples | None]:
     """Hold out the validation set, and only then make labels wrong."""
     held = None
     if spec.num_validation:
@@ -90,6 +91,16 @@ def _divided(spec: LabelledSpec, arrays: Arrays) -> tuple[Arrays, Samples | None
         labels = mislabel(arrays.train_labels, spec.label_noise, spec.num_outputs, seed=spec.split_seed)
         arrays = replace(arrays, train_labels=labels)
     return arrays, held
+
+
+def _divided_images(spec: OwnImagesSpec, sets: ImageSets) -> ImageSets:
+    """The same of images that are not decoded yet."""
+    if spec.num_validation:
+        sets = hold_out_images(sets, spec.num_validation, seed=spec.split_seed)
+    if spec.label_noise:
+        labels = mislabel(sets.train.labels, spec.label_noise, spec.num_outputs, seed=spec.split_seed)
+        sets = replace(sets, train=replace(sets.train, labels=labels))
+    return sets
 
 
 def _arrangement(spec: DataSpec) -> Arrangement:

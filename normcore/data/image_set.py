@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +44,18 @@ class ImageSet:
         except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
             raise Refusal(
                 "unreadable-image",
-                f"every image must be a png or jpg that can be read, got {self.name(number)} with {error}; mend it or "
-                f"take it out",
+                f"every image must be a png or jpg that can be read, got {self.name(number)}, which {_trouble(error)}; "
+                f"mend it or take it out",
             ) from error
+
+    def only(self, numbers: NDArray[np.int64]) -> ImageSet:
+        """The set of some of these images, in the order of their numbers."""
+        return replace(
+            self,
+            labels=self.labels[numbers],
+            encoded=lambda number: self.encoded(int(numbers[number])),
+            name=lambda number: self.name(int(numbers[number])),
+        )
 
     def images(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
         """Some images, `(len(numbers), C, size, size)`, one after the other."""
@@ -68,14 +77,22 @@ class ImageSet:
         return found
 
 
+def _trouble(error: Exception) -> str:
+    """What is wrong with an image. PIL would name the place in memory that it read a file of no known format from."""
+    from PIL import UnidentifiedImageError
+
+    return "has no format that is known" if isinstance(error, UnidentifiedImageError) else f"says: {error}"
+
+
 @dataclass(frozen=True, slots=True)
 class ImageSets:
-    """A training and a test set, and what is kept of them."""
+    """A training and a test set, what is held out for validation, and what is kept of them."""
 
     train: ImageSet
     test: ImageSet
     kept: Path
     """A folder of the cache for these files at this size; another one as soon as a file is another one."""
+    validation: ImageSet | None = None
 
 
 def fitted(image: object, size: int) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ from normcore.data.folders import DataFolders
 from normcore.data.held_out import num_held_out
 from normcore.data.image_listing import listing
 from normcore.data.parquet_files import parquet_files
+from normcore.menu.labelled import num_validation
 from normcore.menu.own_datasets import MEASURED, ImageFolderSpec, OwnImagesSpec, ParquetSpec
 from normcore.refusal import Refusal
 from normcore.spec import JobSpec
@@ -66,4 +67,5 @@ def _measure(data: OwnImagesSpec, folders: DataFolders) -> dict[str, int | str]:
     if test is None:
         test = num_held_out(train, data.test_share)
         train -= test
-    return dict(zip(MEASURED, (train, test, num_classes, fingerprint), strict=True))
+    validation = num_validation(train, data.validation)
+    return dict(zip(MEASURED, (train - validation, test, num_classes, fingerprint, validation), strict=True))

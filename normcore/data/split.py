@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from normcore.data.arrays import Arrays, Samples
+from normcore.data.image_set import ImageSets
 from normcore.seeds import generator
 
 
@@ -24,11 +27,23 @@ def hold_out(arrays: Arrays, count: int, *, seed: int) -> tuple[Arrays, Samples]
         >>> len(rest.train_labels), len(held), sorted([*rest.train_labels, *held.labels]) == [0, 1, 2, 3]
         (3, 1, True)
     """
-    order = torch.randperm(len(arrays.train_labels), generator=generator("cpu", seed, "split"))
-    held, kept = order[:count].sort().values.numpy(), order[count:].sort().values.numpy()
+    kept, held = divided(len(arrays.train_labels), count, seed=seed)
     inputs, labels = arrays.train_inputs, arrays.train_labels
     rest = Arrays(inputs[kept], labels[kept], arrays.test_inputs, arrays.test_labels)
     return rest, Samples(inputs[held], labels[held])
+
+
+def hold_out_images(sets: ImageSets, count: int, *, seed: int) -> ImageSets:
+    """The same of images that are not decoded yet: the same ones are held out, as the validation set."""
+    kept, held = divided(len(sets.train.labels), count, seed=seed)
+    name = f"{sets.kept.name}-less-{count}"
+    return replace(sets, train=sets.train.only(kept), validation=sets.train.only(held), kept=sets.kept.with_name(name))
+
+
+def divided(num_samples: int, count: int, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers of the samples that stay and of the `count` that are held out, each in order."""
+    order = torch.randperm(num_samples, generator=generator("cpu", seed, "split"))
+    return order[count:].sort().values.numpy(), order[:count].sort().values.numpy()
 
 
 def mislabel(labels: NDArray[Any], share: float, num_classes: int, *, seed: int) -> NDArray[Any]:

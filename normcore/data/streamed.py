@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -17,14 +18,14 @@ from normcore.data.batch import Batch
 from normcore.data.image_loader import read_ahead
 from normcore.data.image_set import ImageSet, ImageSets
 from normcore.data.images import Augmentation, Normalization, counted, moments
-from normcore.data.order import check_batch_size, shuffled
+from normcore.data.order import check_batch_size, grouped, shuffled
 from normcore.seeds import generator
 
 SAMPLE = 4096
 """Training images, at most, that mean and standard deviation are taken of."""
 
 READ_BYTES = 64 * 2**20
-"""Decoded images of the test set, at most, that are read at once."""
+"""Decoded images of a test or validation set, at most, that are read at once."""
 
 
 class Streamed:
@@ -37,11 +38,12 @@ class Streamed:
     normalized on the device.
 
     Args:
-        sets: The images.
+        sets: The images, with what is held out for validation.
         batch_size: Samples in a batch.
         seed: The job's seed.
         crop_padding: Pad training images by this many black pixels and cut out a random window of their size.
         flip: Mirror each training image left to right with probability one half.
+        classes_per_batch: Fill each batch with this many classes, see `normcore.data.order.grouped`.
         device: Where batches go.
         dtype: Of the batches' inputs.
         workers: Processes that read ahead; with none, a batch is read when it is asked for.
@@ -51,11 +53,9 @@ class Streamed:
 
     Attributes:
         normalization: By the mean and the standard deviation of the training set, or of a sample of it.
-        num_validation: None is held out.
+        num_validation: Images held out of the training set; `num_train` and `num_test` likewise.
         steps_per_epoch: Whole batches in the training set.
     """
-
-    num_validation = 0
 
     def __init__(
         self,
@@ -65,11 +65,13 @@ class Streamed:
         seed: int,
         crop_padding: int = 0,
         flip: bool = False,
+        classes_per_batch: int | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         workers: int = 2,
     ) -> None:
         self.num_train, self.num_test = len(sets.train.labels), len(sets.test.labels)
+        self.num_validation = 0 if sets.validation is None else len(sets.validation.labels)
         check_batch_size(batch_size, self.num_train)
         self.batch_size, self.seed = batch_size, seed
         self.steps_per_epoch = self.num_train // batch_size
@@ -83,6 +85,7 @@ class Streamed:
             else None
         )
         self._epoch: int | None = None
+        self._order_of = partial(_order_of, sets.train.labels, batch_size, classes_per_batch, seed)
         self._orders: dict[int, NDArray[np.int64]] = {}
         self._ahead: Iterator[NDArray[np.uint8]] | None = None
         self._next = 0
@@ -105,16 +108,18 @@ class Streamed:
 
     def test_batches(self, size: int = 1000) -> Iterator[Batch]:
         """The test set in order, in batches of at most `size`, normalized like the training set and not augmented."""
-        test = self._sets.test
-        size = max(1, min(size, READ_BYTES // (test.channels * test.size**2)))
-        numbers = [range(start, min(start + size, self.num_test)) for start in range(0, self.num_test, size)]
-        read = read_ahead(test, numbers, workers=self._workers)
-        for images, part in zip(read, numbers, strict=True):
-            yield self._batch(torch.from_numpy(images).to(self._device), test.labels[part.start : part.stop])
+        return self._in_order(self._sets.test, size)
 
-    def validation_batches(self, size: int = 1000) -> Iterator[Batch]:  # noqa: ARG002 (as of a resident dataset)
-        """Nothing: none is held out."""
-        return iter(())
+    def validation_batches(self, size: int = 1000) -> Iterator[Batch]:
+        """What was held out of the training set, likewise; nothing where nothing was."""
+        return iter(()) if self._sets.validation is None else self._in_order(self._sets.validation, size)
+
+    def _in_order(self, held: ImageSet, size: int) -> Iterator[Batch]:
+        count, size = len(held.labels), max(1, min(size, READ_BYTES // (held.channels * held.size**2)))
+        numbers = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        read = read_ahead(held, numbers, workers=self._workers)
+        for images, part in zip(read, numbers, strict=True):
+            yield self._batch(torch.from_numpy(images).to(self._device), held.labels[part.start : part.stop])
 
     def _batch(self, images: Tensor, labels: NDArray[np.int64]) -> Batch:
         return Batch(self.normalization(images), torch.from_numpy(labels).to(self._device))
@@ -124,7 +129,7 @@ class Streamed:
         if self._last is not None and self._last[0] == step:
             return self._last[1]
         if self._ahead is None:
-            numbers = _numbers_from(step, self.num_train, self.batch_size, self.seed)
+            numbers = _numbers_from(step, self.steps_per_epoch, self._order_of)
             self._ahead, self._next = read_ahead(self._sets.train, numbers, workers=self._workers), step
         if step == self._next:
             images, self._next = next(self._ahead), step + 1
@@ -142,18 +147,30 @@ class Streamed:
         if epoch not in self._orders:
             while len(self._orders) > 1:
                 self._orders.pop(next(iter(self._orders)))
-            self._orders[epoch] = shuffled(self.num_train, self.batch_size, seed=self.seed, epoch=epoch).numpy()
+            self._orders[epoch] = self._order_of(epoch)
         return self._orders[epoch]
 
 
-def _numbers_from(step: int, num_train: int, batch_size: int, seed: int) -> Iterator[list[int]]:
+def _order_of(
+    labels: NDArray[np.int64], batch_size: int, classes_per_batch: int | None, seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """The numbers of the images in each batch of an epoch, as of a resident dataset."""
+    if classes_per_batch is None:
+        order = shuffled(len(labels), batch_size, seed=seed, epoch=epoch)
+    else:
+        order = grouped(labels, batch_size, classes_per_batch, seed=seed, epoch=epoch)
+    found: NDArray[np.int64] = order.numpy()
+    return found
+
+
+def _numbers_from(step: int, steps_per_epoch: int, order_of: Callable[[int], NDArray[np.int64]]) -> Iterator[list[int]]:
     """The numbers of the images of each step, from one on without end.
 
     It does not hold the dataset, which holds what reads by it: a ring would leave the readers to the collector.
     """
-    epoch, position = divmod(step, num_train // batch_size)
+    epoch, position = divmod(step, steps_per_epoch)
     for later in count(epoch):
-        yield from shuffled(num_train, batch_size, seed=seed, epoch=later)[position:].tolist()
+        yield from order_of(later)[position:].tolist()
         position = 0
 
 

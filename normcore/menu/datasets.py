@@ -7,13 +7,13 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from normcore.menu.hub_datasets import Cifar100Spec, FashionMnistSpec, MnistSpec
-from normcore.menu.labelled import LabelledSpec
+from normcore.menu.labelled import SizedSpec
 from normcore.menu.made_datasets import GaussianSpec, PatchesSpec
 from normcore.menu.own_datasets import ImageFolderSpec, ParquetSpec
 from normcore.menu.spec import Form
 
 
-class DigitsSpec(LabelledSpec):
+class DigitsSpec(SizedSpec):
     """Scikit-learn's handwritten digits: 1,797 real 8x8 grey images, ten classes; ships with the install.
 
     The last 360 images, by other writers than the first 1,437, are the test set.
@@ -60,7 +60,7 @@ class DigitsSpec(LabelledSpec):
         ]
 
 
-class Cifar10Spec(LabelledSpec):
+class Cifar10Spec(SizedSpec):
     """CIFAR-10 (Krizhevsky 2009): 60,000 colour images of 32x32, ten classes; `uoft-cs/cifar10` in parquet.
 
     Read from the data folder, or from the Hugging Face hub when it can be reached.

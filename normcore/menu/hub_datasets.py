@@ -6,11 +6,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from normcore.menu.labelled import LabelledSpec
+from normcore.menu.labelled import SizedSpec
 from normcore.menu.spec import Form
 
 
-class Cifar100Spec(LabelledSpec):
+class Cifar100Spec(SizedSpec):
     """CIFAR-100 (Krizhevsky 2009): 60,000 colour images of 32x32, 100 classes; `uoft-cs/cifar100` in parquet.
 
     Read from the data folder, or from the Hugging Face hub when it can be reached.
@@ -35,7 +35,7 @@ class Cifar100Spec(LabelledSpec):
         return 100 if self.labels == "fine" else 20
 
 
-class MnistSpec(LabelledSpec):
+class MnistSpec(SizedSpec):
     """MNIST (LeCun et al. 1998): 70,000 grey handwritten digits of 28x28, ten classes; `ylecun/mnist` in parquet.
 
     Read from the data folder, or from the Hugging Face hub when it can be reached.
@@ -58,7 +58,7 @@ class MnistSpec(LabelledSpec):
         return (1, self.size, self.size)
 
 
-class FashionMnistSpec(LabelledSpec):
+class FashionMnistSpec(SizedSpec):
     """Fashion-MNIST (Xiao et al. 2017): 70,000 grey images of clothes, 28x28, ten classes; in parquet.
 
     `zalando-datasets/fashion_mnist`, read from the data folder, or from the Hugging Face hub when it can be reached.

@@ -12,8 +12,7 @@ from normcore.menu.spec import Spec, Task
 class LabelledSpec(Spec):
     """A dataset whose labels are classes. The knobs here act on any of them; its part is not told of them.
 
-    A subclass says `num_samples`, the size of the training set before a validation set is held out, `num_outputs`,
-    the number of classes, and `num_test`.
+    A subclass says `num_outputs`, the number of classes.
     """
 
     validation: Annotated[float, Field(ge=0, le=0.5)] = 0.0
@@ -29,32 +28,57 @@ class LabelledSpec(Spec):
     if TYPE_CHECKING:
 
         @property
-        def num_samples(self) -> int:
-            """Training samples before any are held out."""
-
-        @property
         def num_outputs(self) -> int:
             """Classes."""
 
+    @property
+    def known_classes(self) -> int | None:
+        """The number of classes, where the spec knows it."""
+        return self.num_outputs
+
     @model_validator(mode="after")
     def _there_are_so_many_classes(self) -> Self:
-        if self.classes_per_batch is not None and self.classes_per_batch > self.num_outputs:
+        known = self.known_classes
+        if self.classes_per_batch is not None and known is not None and self.classes_per_batch > known:
             raise ValueError(
-                f"classes_per_batch may be at most the number of classes, got {self.classes_per_batch} of "
-                f"{self.num_outputs}; lower it"
+                f"classes_per_batch may be at most the number of classes, got {self.classes_per_batch} of {known}; "
+                f"lower it"
             )
         return self
+
+    def knobs(self) -> dict[str, Any]:
+        """The fields that the part takes: those that the dataset has for itself."""
+        return {name: value for name, value in super().knobs().items() if name not in LabelledSpec.model_fields}
+
+
+class SizedSpec(LabelledSpec):
+    """A labelled dataset whose size is known from the spec.
+
+    A subclass says `num_samples`, the size of the training set before a validation set is held out, and `num_test`.
+    """
+
+    if TYPE_CHECKING:
+
+        @property
+        def num_samples(self) -> int:
+            """Training samples before any are held out."""
 
     @property
     def num_validation(self) -> int:
         """Samples that are held out of the training set."""
-        return round(self.validation * self.num_samples)
+        return num_validation(self.num_samples, self.validation)
 
     @property
     def num_train(self) -> int:
         """Samples that are trained on."""
         return self.num_samples - self.num_validation
 
-    def knobs(self) -> dict[str, Any]:
-        """The fields that the part takes: those that the dataset has for itself."""
-        return {name: value for name, value in super().knobs().items() if name not in LabelledSpec.model_fields}
+
+def num_validation(num_samples: int, share: float) -> int:
+    """How many of so many training samples are held out for validation.
+
+    Example:
+        >>> num_validation(1437, 0.1)
+        144
+    """
+    return round(share * num_samples)

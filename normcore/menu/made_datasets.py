@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from normcore.menu.labelled import LabelledSpec
+from normcore.menu.labelled import SizedSpec
 from normcore.menu.spec import Form, Spec, Task
 
 MAX_NUMBERS = 10_000_000
@@ -65,7 +65,7 @@ class GaussianSpec(Spec):
         return self.num_samples
 
 
-class PatchesSpec(LabelledSpec):
+class PatchesSpec(SizedSpec):
     """Synthetic colour images: classes are arrangements of striped quarters, which no linear model can tell apart.
 
     Under clutter, noise, and random contrast and brightness; made in memory from a seed, for tests and benchmarks.

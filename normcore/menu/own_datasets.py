@@ -6,17 +6,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from normcore.menu.spec import Form, Spec, Task
+from normcore.menu.labelled import LabelledSpec
+from normcore.menu.spec import Form, Spec
 from normcore.refusal import Refusal
 
 RESIDENT_BYTES = 2 * 2**30
 """Datasets that take no more than this once they are decoded live on the device unless they are asked not to."""
 
-MEASURED = ("num_train", "num_test", "num_classes", "fingerprint")
+MEASURED = ("num_train", "num_test", "num_classes", "fingerprint", "num_validation")
 """The fields that an order leaves out: they are counted when it is taken, and stand in the job from then on."""
 
 
-class OwnImagesSpec(Spec):
+class OwnImagesSpec(LabelledSpec):
     """Images below the data folder, of which the spec does not know how many there are until they are measured.
 
     `normcore.data.measure.measured` fills in what is not given, and refuses what is given and no longer true.
@@ -30,8 +31,6 @@ class OwnImagesSpec(Spec):
     """3 for colour, 1 for grey."""
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """What share of the images is held out as the test set, where the files have none."""
-    split_seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
-    """Chooses the images that are held out; jobs with other seeds share it."""
     crop_padding: Annotated[int, Field(ge=0, le=64)] = 0
     """Random crops after padding by this many pixels; 0 is none."""
     flip: bool = False
@@ -39,15 +38,16 @@ class OwnImagesSpec(Spec):
     resident: Literal["auto"] | bool = "auto"
     """Whether the decoded images live on the device or are read as they are needed; auto: up to 2 GiB do."""
     num_train: Annotated[int, Field(ge=1)] | None = None
-    """Training images; leave it out, it is counted when the job is taken."""
+    """Images that are trained on; leave it out, it is counted when the job is taken."""
     num_test: Annotated[int, Field(ge=1)] | None = None
     """Test images; leave it out likewise."""
     num_classes: Annotated[int, Field(ge=2)] | None = None
     """Classes; leave it out likewise."""
     fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
     """Of the files' names and sizes; leave it out likewise."""
+    num_validation: Annotated[int, Field(ge=0)] | None = None
+    """Images held out for validation; leave it out likewise."""
     form: ClassVar[Form] = "images"
-    task: ClassVar[Task] = "classification"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -66,6 +66,11 @@ class OwnImagesSpec(Spec):
         return self.num_classes
 
     @property
+    def known_classes(self) -> int | None:
+        """The number of classes, once they were counted."""
+        return self.num_classes
+
+    @property
     def streamed(self) -> bool:
         """Whether the images are read as they are needed, instead of living on the device.
 
@@ -76,11 +81,16 @@ class OwnImagesSpec(Spec):
             return not self.resident
         if self.num_train is None or self.num_test is None:
             raise not_measured(self)
-        return (self.num_train + self.num_test) * self.channels * self.size**2 > RESIDENT_BYTES
+        images = self.num_train + (self.num_validation or 0) + self.num_test
+        return images * self.channels * self.size**2 > RESIDENT_BYTES
 
     def knobs(self) -> dict[str, Any]:
-        """The fields that the part takes: not what is measured, nor where the images are to live."""
-        return {name: value for name, value in super().knobs().items() if name not in (*MEASURED, "resident")}
+        """The fields that the part takes: not what is measured, nor where the images are to live.
+
+        It is told the seed of the split, by which it holds out a test set where the files have none.
+        """
+        own = {name: value for name, value in super().knobs().items() if name not in (*MEASURED, "resident")}
+        return own | {"split_seed": self.split_seed}
 
 
 def not_measured(spec: Spec) -> Refusal:

@@ -124,10 +124,15 @@ def test_decoding_is_done_once_and_anew_for_another_size(folders):
 def test_an_image_that_cannot_be_read_is_named(folders):
     write_folder(folders.data_dir / "pets/train", pictures(4))
     (folders.data_dir / "pets/train/cat/bad.png").write_bytes(b"no image")
-    with pytest.raises(Refusal, match=r"got pets/train/cat/bad.png with .*; mend it or take it out") as no:
+    sentence = r"got pets/train/cat/bad.png, which has no format that is known; mend it or take it out"
+    with pytest.raises(Refusal, match=sentence) as no:
         ImageFolder(path="pets", size=SIZE, test_share=0.2, split_seed=1).arrays(folders)
     assert no.value.code == "unreadable-image"
     assert not list(folders.cache_dir.glob("*"))
+    whole = png(pictures(1)[0])
+    (folders.data_dir / "pets/train/cat/bad.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Refusal, match=r"bad.png, which says: [^<]*; mend it or take it out"):
+        ImageFolder(path="pets", size=SIZE, test_share=0.2, split_seed=1).arrays(folders)
 
 
 @pytest.mark.parametrize("path", ["/etc", "../data", "pets/../../x", "a\0b", "leaves", "leaves/deeper"])
@@ -239,6 +244,20 @@ def test_measuring_fills_in_what_an_order_leaves_out_and_reads_no_image(folders)
     (folders.data_dir / "pets/train/cat/bad.png").write_bytes(png(pictures(1)[0]))
     assert len(arrays.arrays(folders).train_labels) == 15
     assert measured(job({"kind": "digits"})) == job({"kind": "digits"})
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "parquet"])
+def test_of_what_is_left_after_the_test_set_a_share_is_held_out_for_validation(folders, kind):
+    images = pictures(40)
+    write_folder(folders.data_dir / "imagefolder/train", images)
+    write_parquet(folders.data_dir / "parquet/all.parquet", images, [0, 1] * 20)
+    knobs = {"test_share": 0.25, "validation": 0.2}
+    spec = measured(job({"kind": kind, "path": kind, "size": SIZE} | knobs), folders)
+    assert (spec.data.num_train, spec.data.num_validation, spec.data.num_test) == (24, 6, 10)
+    assert spec.steps_per_epoch == 12
+    assert measured(spec, folders) is spec
+    with pytest.raises(Refusal, match="classes_per_batch may be at most the number of classes, got 3 of 2"):
+        measured(job({"kind": kind, "path": kind, "classes_per_batch": 3}), folders)
 
 
 def test_a_measured_job_is_refused_once_its_files_have_changed(folders):

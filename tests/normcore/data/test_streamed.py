@@ -74,6 +74,39 @@ def test_every_augmentation_is_that_of_a_resident_dataset(sets, knobs):
         assert_same(ours.batch(step), theirs.batch(step))
 
 
+@pytest.mark.parametrize("kind", ["imagefolder", "parquet"])
+def test_what_is_held_out_mislabelled_and_grouped_is_that_of_a_resident_dataset(tmp_path, kind):
+    folders, images = DataFolders(tmp_path / "data", tmp_path / "cache", hub=False), pictures(48)
+    write_folder(folders.data_dir / "imagefolder/train", images, ("a", "b", "c"))
+    write_parquet(folders.data_dir / "parquet/all.parquet", images, [0, 1, 2] * 16)
+    knobs = {"validation": 0.25, "split_seed": 4, "label_noise": 0.5, "classes_per_batch": 2, "flip": True}
+
+    def loaded(resident: bool, **changes):
+        data = {"kind": kind, "path": kind, "size": 8, "resident": resident} | knobs | changes
+        job = {"model": {"kind": "mlp"}, "data": data, "batch_size": 6, "seed": 1}
+        return load(measured(JobSpec.model_validate(job), folders), folders=folders)
+
+    ours, theirs = loaded(resident=False), loaded(resident=True)
+    assert (type(ours), type(theirs)) == (Streamed, Resident)
+    assert (ours.num_train, ours.num_validation) == (theirs.num_train, theirs.num_validation) == (32, 11)
+    for step in range(7):
+        assert_same(ours.batch(step), theirs.batch(step))
+        assert len(ours.batch(step).labels.unique()) == 2
+    for mine, other in ((ours.validation_batches, theirs.validation_batches), (ours.test_batches, theirs.test_batches)):
+        batches = list(mine(4))
+        assert len(batches) > 1
+        for one, another in zip(batches, other(4), strict=True):
+            assert_same(one, another)
+
+    # What is held out is another part with another seed, and what is normalized by is that of what is left.
+    clean, shuffled = loaded(resident=False, label_noise=0.0), loaded(resident=False, split_seed=5)
+    assert (ours._sets.train.labels != clean._sets.train.labels).sum() == 16
+    assert_same(next(clean.validation_batches()), next(ours.validation_batches()))
+    assert not torch.equal(next(shuffled.validation_batches()).inputs, next(ours.validation_batches()).inputs)
+    whole = loaded(resident=False, validation=0.0)
+    assert not torch.equal(whole.normalization.mean, ours.normalization.mean)
+
+
 def test_reading_leaves_torchs_global_generator_alone(sets):
     before = torch.get_rng_state()
     data = Streamed(sets, **KNOBS)
