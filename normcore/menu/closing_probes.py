@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from normcore.menu.probe import AnyProbeSpec
+from normcore.menu.probe import AnyProbeSpec, BnMode, RecurringProbeSpec
 from normcore.menu.spec import Multiple
 
 
@@ -31,3 +31,23 @@ class LrRangeProbeSpec(AnyProbeSpec):
         if self.low >= self.high:
             raise ValueError(f"low must be below high, got low {self.low:g} and high {self.high:g}; swap or widen them")
         return self
+
+
+class PlaneProbeSpec(RecurringProbeSpec):
+    """A picture of the loss around the last weights, over two directions, with the path to them (Li et al. 2018)."""
+
+    kind: Literal["plane"] = "plane"
+    directions: Literal["random", "trajectory"] = "random"
+    """Drawn, as long as the filters they move; or the two that hold most of the path."""
+    points: Annotated[int, Field(ge=3, le=101)] = 11
+    """Along each side of the picture, whose square is the number of forward passes."""
+    reach: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    """How far the picture goes to each side: in lengths of the filters, or in multiples of what holds the path."""
+    keep: Annotated[int, Field(ge=4, le=1000)] = 20
+    """Weights of the path that are kept at most, in the memory of the host and in snapshots: the steps are those of
+    `every`, and every second is dropped whenever there are more."""
+    bn_mode: BnMode = "batch"
+    """Statistics that layers with running ones normalize by: those of the batch, or the running ones."""
+    target: ClassVar[str] = "normcore.probes.plane:PlaneProbe"
+    figure: ClassVar[str] = "normcore.probes.plane_figure:draw"
+    copies: ClassVar[int] = 6

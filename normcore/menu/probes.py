@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from normcore.menu.closing_probes import LrRangeProbeSpec
+from normcore.menu.closing_probes import LrRangeProbeSpec, PlaneProbeSpec
 from normcore.menu.layer_probes import CovariateShiftProbeSpec, TrainEvalGapProbeSpec
 from normcore.menu.smoothness_probes import LandscapeProbeSpec
 
-ProbeSpec = LandscapeProbeSpec | TrainEvalGapProbeSpec | CovariateShiftProbeSpec | LrRangeProbeSpec
+ProbeSpec = LandscapeProbeSpec | TrainEvalGapProbeSpec | CovariateShiftProbeSpec | LrRangeProbeSpec | PlaneProbeSpec

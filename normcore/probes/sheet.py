@@ -92,7 +92,7 @@ def draw_panels(
 
     rows, columns = len(panels), len(arms)
     height, width = 0.9 + 2.2 * rows, 1.0 + 6.0 * columns if columns == 1 else 1.0 + 3.6 * columns
-    with rc_context(_colours(theme)):
+    with rc_context(colours(theme)):
         # Not pyplot: it keeps global state and would open a window where there is a screen.
         figure = Figure(figsize=(width, height), dpi=120)
         # Fixed margins: working them out (layout="constrained") takes as long as all the rest.
@@ -111,7 +111,7 @@ def draw_panels(
         for axes, name in zip(grid[0], arms, strict=True):
             axes.set_title(name, fontsize="medium")
         figure.suptitle(title, y=1 - 0.18 / height)
-        if said := _facts(arms):
+        if said := facts_of(arms):
             figure.text(0.5, 1 - 0.42 / height, said, ha="center", va="center", fontsize="small", color=theme.faint)
         png = BytesIO()
         figure.savefig(png, format="png")
@@ -189,12 +189,14 @@ def _scale(row: list[Axes], panel: Panel) -> None:
         row[0].set_yscale("log")
 
 
-def _colours(theme: Theme) -> Any:
+def colours(theme: Theme) -> Any:
+    """What matplotlib must be told of a theme."""
     inked = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color", "axes.edgecolor")
     grounds = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
     return dict.fromkeys(inked, theme.ink) | dict.fromkeys(grounds, theme.ground) | {"grid.color": theme.faint}
 
 
-def _facts(arms: Arms) -> str:
+def facts_of(arms: Arms) -> str:
+    """What must be known to read the numbers, in a line."""
     facts = {f"{name}: {said}" for readings in arms.values() for each in readings for name, said in each.facts.items()}
     return "; ".join(sorted(facts))
