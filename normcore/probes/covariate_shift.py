@@ -115,7 +115,7 @@ class CovariateShiftProbe:
         check_layers(model, self.layers)
 
     def cost(self, model: nn.Module) -> float:
-        """A step and a half, and about half a step for each layer, whose backward pass ends at it."""
+        """Measured on a VGG: a step and a third, and seven tenths of one for each layer."""
         match self.layers:
             case int(count):
                 pass
@@ -123,7 +123,7 @@ class CovariateShiftProbe:
                 count = len(weights_of(model))
             case paths:
                 count = len(paths)
-        return 1.5 + 0.5 * count
+        return 1.3 + 0.7 * count
 
 
 def _gradients(moment: Moment, loss: Replay, order: Sequence[WeightLayer]) -> list[Tensor]:

@@ -51,8 +51,9 @@ def of_the_model(tensors, *, statistics=True):
 
 @pytest.fixture(scope="module")
 def synchronized():
-    """Two processes, with `sync`, momentum, augmentation and a probe."""
-    spec = job(norm={"kind": "sync"}, devices=2, probes=[{"kind": "landscape", "every": 2, "points": 2}])
+    """Two processes, with `sync`, momentum, augmentation and probes."""
+    probes = [{"kind": "landscape", "every": 2, "points": 2}, {"kind": "covariate_shift", "every": 2}]
+    spec = job(norm={"kind": "sync"}, devices=2, probes=probes)
     return spec, list(train(spec))
 
 
@@ -64,14 +65,14 @@ def test_two_processes_with_sync_are_one_with_the_same_batch(synchronized):
     for step, tensors in snapshots(one).items():
         theirs = snapshots(two)[step]
         torch.testing.assert_close(of_the_model(theirs), of_the_model(tensors), rtol=0, atol=1e-10)
-    assert points(two) == pytest.approx(points(one), rel=1e-9)
+    assert points(two) == pytest.approx(points(one), rel=1e-9, abs=1e-12)
     assert {key for key, _ in points(two)} >= {"train/loss", "train/accuracy", "test/accuracy", "landscape/loss_max"}
     readings = [[record.arrays for record in records if isinstance(record, Reading)] for records in (one, two)]
-    assert len(readings[0]) == 2
+    assert len(readings[0]) == 4
     for ours, theirs in zip(*readings, strict=True):
         assert ours.keys() == theirs.keys()
         for name in ours:
-            assert theirs[name] == pytest.approx(ours[name], rel=1e-9)
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-9, abs=1e-12)
 
 
 def test_a_resumed_training_over_two_processes_has_the_same_bits(synchronized):
