@@ -156,7 +156,9 @@ class Learner:
     ) -> Callable[[], Tensor]:
         """Like `replay`, as one graph of eager operations, of which there are second derivatives.
 
-        A batch in micro-batches takes the memory of all of them. Of several ranks each has the loss of its rows, and
+        A batch in micro-batches takes the memory of all of them. Under float16 the loss has no scale, without which the
+        smallest gradients are lost. Where a norm remembers gradients of earlier passes (power norm), those of one graph
+        are not those of micro-batches or of a scaled loss. Of several ranks each has the loss of its rows, and
         the mean of its gradients over the ranks is the gradient of the whole batch.
 
         Args:
