@@ -46,3 +46,12 @@ class CovariateShiftProbeSpec(RecurringProbeSpec):
     """What is computed in: as the training does, or in float64, where small shifts do not drown in rounding."""
     target: ClassVar[str] = "normcore.probes.covariate_shift:CovariateShiftProbe"
     figure: ClassVar[str] = "normcore.probes.covariate_shift_figure:draw"
+
+
+class NormHealthProbeSpec(RecurringProbeSpec):
+    """What each norm has learned (gamma, beta, tau, ...), how far it is from evaluation, and where eps decides."""
+
+    kind: Literal["norm_health"] = "norm_health"
+    target: ClassVar[str] = "normcore.probes.norm_health:NormHealthProbe"
+    figure: ClassVar[str] = "normcore.probes.norm_health_figure:draw"
+    over_devices: ClassVar[bool] = False

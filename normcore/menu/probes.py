@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from normcore.menu.closing_probes import LrRangeProbeSpec, PlaneProbeSpec
-from normcore.menu.layer_probes import CovariateShiftProbeSpec, TrainEvalGapProbeSpec
+from normcore.menu.layer_probes import CovariateShiftProbeSpec, NormHealthProbeSpec, TrainEvalGapProbeSpec
 from normcore.menu.smoothness_probes import LandscapeProbeSpec
 
-ProbeSpec = LandscapeProbeSpec | TrainEvalGapProbeSpec | CovariateShiftProbeSpec | LrRangeProbeSpec | PlaneProbeSpec
+ProbeSpec = (
+    LandscapeProbeSpec
+    | TrainEvalGapProbeSpec
+    | CovariateShiftProbeSpec
+    | NormHealthProbeSpec
+    | LrRangeProbeSpec
+    | PlaneProbeSpec
+)
