@@ -51,3 +51,18 @@ class PlaneProbeSpec(RecurringProbeSpec):
     target: ClassVar[str] = "normcore.probes.plane:PlaneProbe"
     figure: ClassVar[str] = "normcore.probes.plane_figure:draw"
     copies: ClassVar[int] = 6
+
+
+class InterpolationProbeSpec(AnyProbeSpec):
+    """The loss on the straight line from the initial weights to the last ones (Goodfellow et al. 2015)."""
+
+    kind: Literal["interpolation"] = "interpolation"
+    points: Annotated[int, Field(ge=3, le=1001)] = 21
+    """From the initial weights to the last, both among them."""
+    margin: Annotated[float, Field(ge=0, le=10)] = 0.25
+    """How far the line goes on beyond both, as a part of the way between them."""
+    bn_mode: BnMode = "batch"
+    """Statistics that layers with running ones normalize by: those of the batch, or the running ones of the end."""
+    target: ClassVar[str] = "normcore.probes.interpolation:InterpolationProbe"
+    figure: ClassVar[str] = "normcore.probes.interpolation_figure:draw"
+    copies: ClassVar[int] = 5

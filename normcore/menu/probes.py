@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from normcore.menu.closing_probes import LrRangeProbeSpec, PlaneProbeSpec
+from normcore.menu.closing_probes import InterpolationProbeSpec, LrRangeProbeSpec, PlaneProbeSpec
 from normcore.menu.layer_probes import CovariateShiftProbeSpec, NormHealthProbeSpec, TrainEvalGapProbeSpec
 from normcore.menu.smoothness_probes import LandscapeProbeSpec
 
@@ -13,4 +13,5 @@ ProbeSpec = (
     | NormHealthProbeSpec
     | LrRangeProbeSpec
     | PlaneProbeSpec
+    | InterpolationProbeSpec
 )

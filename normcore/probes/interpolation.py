@@ -1,0 +1,172 @@
+"""The loss along the straight line between two weights (Goodfellow et al. 2015, arXiv:1412.6544)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from normcore.menu.probe import BnMode
+from normcore.probes.footprints import no_footprints
+from normcore.probes.moment import Moment, Replay
+from normcore.probes.probe import Sees
+from normcore.probes.surface import losses_at
+from normcore.records import Reading
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InterpolationProbe:
+    """The loss L(alpha) at (1 - alpha) theta_0 + alpha theta_1, from the initial weights to the last ones.
+
+    On the batch of the last step, in training mode and with that step's noise. The arrays are
+
+    - `alpha`, the place on the line: `points` from 0 to 1, and on beyond both ends by `margin`, as far apart;
+    - `loss`, L(alpha).
+
+    The scalars:
+
+    - `loss_start` and `loss_end`, L(0) and L(1);
+    - `barrier`, the largest L(alpha) - (1 - alpha) L(0) - alpha L(1) over the points between 0 and 1: how high the loss
+      stands above the straight line between its ends (Frankle et al. 2020, arXiv:1912.05671, section 2, of the error).
+      Below 0 on a convex loss; two weights are linearly connected where it is about 0;
+    - `largest_rise`, the most by which the loss rises anywhere on the way from 0 to 1: 0 where it only falls, as
+      Goodfellow et al. saw it do;
+    - `distance`, ||theta_1 - theta_0||, the L2 norm over all parameters.
+
+    Where a loss is not finite, `nonfinite_points` counts such points, and what would need it is not given.
+
+    Parameters are mixed, buffers are not: with `bn_mode` batch, layers with running statistics normalize by those of
+    the batch at each place; frozen, by the running ones of the last weights, which are wrong for all others.
+
+    Costs a forward pass per point, less than half a training step, and the making of a model.
+
+    Args:
+        points: From 0 to 1, both among them.
+        margin: How far beyond, as a part of the way.
+        bn_mode: Statistics that layers with running ones normalize by.
+
+    Example:
+        >>> probe = InterpolationProbe(points=3, margin=0.5)
+        >>> probe.places()
+        [-0.5, 0.0, 0.5, 1.0, 1.5]
+        >>> InterpolationProbe(points=3, margin=0).scalars([2.0, 5.0, 4.0])["barrier"]
+        2.0
+    """
+
+    kind: ClassVar[str] = "interpolation"
+    sees: ClassVar[Sees] = "end"
+    evaluates: ClassVar[bool] = False
+
+    points: int = 21
+    margin: float = 0.25
+    bn_mode: BnMode = "batch"
+
+    def read(self, moment: Moment) -> Reading:
+        """Measure at the end of a training.
+
+        Raises:
+            ValueError: The model is of no job, so that its initial weights are not known.
+        """
+        if moment.anew is None:
+            raise ValueError(
+                "interpolation begins at the initial weights of a job, got a model of no job; order it as a probe of a "
+                "job, or give both weights to normcore.probes.interpolation.interpolate"
+            )
+        start = [parameter.detach() for parameter in moment.anew().model.parameters()]
+        return self.between(moment, start, moment.origin)
+
+    def cost(self, model: nn.Module) -> float:  # noqa: ARG002
+        """Less than half a step for each forward pass."""
+        return 0.4 * len(self.places())
+
+    def places(self) -> list[float]:
+        """Where on the line the loss is looked at."""
+        last, beyond = self.points - 1, int(self.margin * (self.points - 1) + 1e-9)
+        return [number / last for number in range(-beyond, last + beyond + 1)]
+
+    def between(self, moment: Moment, start: Sequence[Tensor], end: Sequence[Tensor]) -> Reading:
+        """Measure between two weights, each in the order of `model.parameters()`."""
+        alphas = self.places()
+
+        def along() -> Iterator[list[Tensor]]:
+            # Both ends themselves, and not what rounding makes of them.
+            for alpha in alphas:
+                yield [first * (1 - alpha) + last * alpha for first, last in zip(start, end, strict=True)]
+
+        losses = losses_at(moment, along(), bn_mode=self.bn_mode)
+        ways = [(last.double() - first.double()).square().sum() for first, last in zip(start, end, strict=True)]
+        scalars = self.scalars(losses) | {"distance": torch.stack(ways).sum().sqrt().item()}
+        arrays = {"alpha": tuple(alphas), "loss": tuple(losses)}
+        return Reading(self.kind, moment.step, scalars, arrays, facts={"bn_mode": self.bn_mode})
+
+    def scalars(self, losses: Sequence[float]) -> dict[str, float]:
+        """What the losses at all places say."""
+        alphas = self.places()
+        way = [(alpha, loss) for alpha, loss in zip(alphas, losses, strict=True) if 0 <= alpha <= 1]
+        (_, first), (_, last) = way[0], way[-1]
+        scalars = {"loss_start": first, "loss_end": last}
+        scalars["barrier"] = max(loss - (1 - alpha) * first - alpha * last for alpha, loss in way[1:-1])
+        lowest = [min(loss for _, loss in way[: number + 1]) for number in range(len(way))]
+        scalars["largest_rise"] = max(loss - low for (_, loss), low in zip(way, lowest, strict=True))
+        if blown := sum(not isfinite(loss) for loss in losses):
+            scalars["nonfinite_points"] = float(blown)
+        if not all(isfinite(loss) for _, loss in way):
+            del scalars["barrier"], scalars["largest_rise"]
+        return {name: value for name, value in scalars.items() if isfinite(value)}
+
+
+def interpolate(
+    model: nn.Module,
+    loss: Replay,
+    start: Mapping[str, Tensor],
+    end: Mapping[str, Tensor],
+    *,
+    points: int = 21,
+    margin: float = 0.25,
+) -> Reading:
+    """The line between any two weights of a model, such as the last ones of two jobs; the model is left as it was.
+
+    Args:
+        model: In the mode in which its loss is wanted.
+        loss: Computes the loss by running the model, each time on the same batch.
+        start: At alpha 0, by the names of the parameters; other names, as of buffers in a state dict, do not count.
+        end: At alpha 1, likewise.
+        points: As of the probe.
+        margin: As of the probe.
+
+    Raises:
+        ValueError: Weights are of another model.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> start, end = {"weight": torch.tensor([[-1.0]])}, {"weight": torch.tensor([[1.0]])}
+        >>> reading = interpolate(model, lambda: (1 - model.weight**2).square().sum(), start, end, points=3, margin=0)
+        >>> reading.arrays["loss"], reading.scalars["barrier"]
+        ((0.0, 1.0, 0.0), 1.0)
+    """
+    probe = InterpolationProbe(points=points, margin=margin)
+    ends = [_parameters(model, weights) for weights in (start, end)]
+
+    def plain(ahead: int = 0, dtype: torch.dtype | None = None, noise_ahead: int = 0) -> Replay:  # noqa: ARG001
+        return loss
+
+    with no_footprints(model) as origin:
+        return probe.between(Moment(0, 0.0, model, loss, plain, tuple(origin)), *ends)
+
+
+def _parameters(model: nn.Module, weights: Mapping[str, Tensor]) -> list[Tensor]:
+    """Those weights that are the model's parameters, in its order."""
+    found: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        theirs = tuple(weights[name].shape) if name in weights else None
+        if theirs != tuple(parameter.shape):
+            raise ValueError(
+                f"weights must be of the model that they are mixed in, got {name} of shape {tuple(parameter.shape)} in "
+                f"the model and {theirs} in the weights; take two trainings of the same model"
+            )
+        found.append(weights[name].to(parameter))
+    return found
