@@ -33,3 +33,5 @@ def _cosine(axes: Axes, readings: Sequence[Reading], theme: Theme) -> None:
 
 def _lines(axes: Axes, readings: Sequence[Reading], theme: Theme, *, name: str) -> None:
     layer_curves(axes, readings, name, theme)
+    # Drifts are often small: 0.00015 would take the place of the label.
+    axes.ticklabel_format(axis="y", scilimits=(-2, 3))
