@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from normcore.menu.occasions import Every
 from normcore.menu.probe import BnMode, RecurringProbeSpec
 from normcore.menu.spec import Multiple
 
@@ -52,4 +53,41 @@ class LandscapeProbeSpec(RecurringProbeSpec):
     def _low_below_high(self) -> Self:
         if self.low >= self.high:
             raise ValueError(f"low must be below high, got low {self.low:g} and high {self.high:g}; swap or widen them")
+        return self
+
+
+class CurvatureProbeSpec(RecurringProbeSpec):
+    """The Hessian of the training loss: eigenvalues, trace, spectral density, sharpness along the gradient."""
+
+    kind: Literal["curvature"] = "curvature"
+    every: Every = 200
+    """Steps between two readings, or one of the occasions: epochs, log_spaced, budget. A reading takes as long as 60 to
+    100 steps."""
+    eigenvalues: Annotated[int, Field(ge=1, le=100)] = 3
+    """How many of the largest eigenvalues; at most iterations."""
+    iterations: Annotated[int, Field(ge=2, le=200)] = 20
+    """Of Lanczos: products with the Hessian, and copies of the parameters in memory."""
+    samples: Annotated[int, Field(ge=2, le=1000)] = 8
+    """Random vectors that the trace is estimated from, each a product with the Hessian."""
+    density_samples: Annotated[int, Field(ge=1, le=1000)] = 1
+    """How many of these the spectral density and the eigenvalues are estimated from, each by so many iterations."""
+    bn_mode: BnMode = "batch"
+    """Statistics that layers with running ones normalize by: those of the batch, or the running ones."""
+    precision: Literal["training", "float64"] = "training"
+    """What is computed in: the dtype of the parameters, never half precision; or float64."""
+    target: ClassVar[str] = "normcore.probes.curvature:CurvatureProbe"
+    figure: ClassVar[str] = "normcore.probes.curvature_figure:draw"
+    copies: ClassVar[int] = 30
+
+    @model_validator(mode="after")
+    def _enough_of_what_others_are_made_of(self) -> Self:
+        for part, count, whole, available in (
+            ("eigenvalues", self.eigenvalues, "iterations", self.iterations),
+            ("density_samples", self.density_samples, "samples", self.samples),
+        ):
+            if count > available:
+                raise ValueError(
+                    f"{part} must be at most {whole}, got {part} {count} and {whole} {available}; raise {whole}, or "
+                    f"lower {part}"
+                )
         return self
