@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import ValidationError
 
 from normcore.memory import MIB
 from normcore.refusal import Refusal
@@ -48,7 +51,7 @@ def available_mib(device: Literal["cpu", "cuda"]) -> float:
 
 
 def remedy(spec: JobSpec, device: Literal["cpu", "cuda"], available: float) -> str:
-    """The estimate, the batch size that would fit, and what that would do to the norm.
+    """The estimate, the batch size or the accumulation that would fit, and what each would do to the norm.
 
     Args:
         spec: The job that ran out of memory.
@@ -57,38 +60,85 @@ def remedy(spec: JobSpec, device: Literal["cpu", "cuda"], available: float) -> s
 
     Example:
         >>> spec = JobSpec.model_validate({"model": {"kind": "vgg"}, "data": {"kind": "digits"}})
-        >>> remedy(spec, "cuda", 400.0).rpartition("; ")[2]
+        >>> smaller, micro_batches = remedy(spec, "cuda", 280.0).split("; ")[1:]
+        >>> smaller.partition(": ")[2]
         'batch norm would then take its statistics over 64 samples instead of 128'
+        >>> micro_batches.partition(", ")[0]
+        'or accumulation 2 with the batch_size as it is (207 MiB)'
+        >>> micro_batches.partition(": ")[2].partition(", ")[2]
+        'and running statistics move 2 times an update'
     """
     told = f"the estimate is {memory_mib(spec, device):,.0f} MiB of {available:,.0f} MiB"
     if HELD_BACK[device] > 1:
         told += f", of which the allocator may take {HELD_BACK[device]:g} times as much"
+    fits = partial(_first_that_fits, spec, device=device, available=available)
+    if smaller := fits(smaller_batches(spec)):
+        job, needed = smaller
+        told += f"; a batch_size of {job.batch_size} would fit ({needed:,.0f} MiB): {_norms(spec, job)}"
+    if parted := fits(more_micro_batches(spec)):
+        job, needed = parted
+        told += (
+            f"; {'or ' if smaller else ''}accumulation {job.accumulation} with the batch_size as it is "
+            f"({needed:,.0f} MiB), for updates of {job.accumulation} micro-batches of {_at_once(job)} samples each: "
+            f"{_norms(spec, job)}"
+        )
+    if smaller or parted:
+        return told
+    return f"{told}; no smaller batch_size would fit, nor would micro-batches: lower the model's width"
+
+
+def smaller_batches(spec: JobSpec) -> Iterator[Mapping[str, int | None]]:
+    """Half the batch size, a quarter, ..., each such that devices and micro-batches still divide it."""
+    parts = spec.devices * spec.accumulation
     size = spec.batch_size // 2
-    while size >= spec.devices:
-        smaller = spec.model_copy(update={"batch_size": size - size % spec.devices, "batch_size_per_device": None})
-        try:
-            needed = memory_mib(smaller, device)
-        except Refusal:
-            break
-        if needed * HELD_BACK[device] <= available:
-            return (
-                f"{told}; a batch_size of {smaller.batch_size} would fit ({needed:,.0f} MiB); {_norms(spec, smaller)}"
-            )
+    while size >= parts:
+        yield {"batch_size": size - size % parts, "batch_size_per_device": None}
         size //= 2
-    return f"{told}; no smaller batch_size would fit: lower the model's width"
 
 
-def _norms(spec: JobSpec, smaller: JobSpec) -> str:
-    """What a smaller batch does to the statistics of the norm."""
+def more_micro_batches(spec: JobSpec) -> Iterator[Mapping[str, int | None]]:
+    """Each accumulation above the present one that divides the batch of a device, the smallest first."""
+    per_device = spec.batch_size // spec.devices
+    yield from (
+        {"accumulation": count} for count in range(spec.accumulation + 1, per_device + 1) if per_device % count == 0
+    )
+
+
+def _first_that_fits(
+    spec: JobSpec, changes: Iterable[Mapping[str, int | None]], *, device: Literal["cpu", "cuda"], available: float
+) -> tuple[JobSpec, float] | None:
+    """The job with the first of the changes that it can be built with and that fits, and the MiB it then needs."""
+    for change in changes:
+        try:
+            job = JobSpec.model_validate(spec.model_dump() | dict(change))
+            needed = memory_mib(job, device)
+        except (ValidationError, Refusal):
+            continue
+        if needed * HELD_BACK[device] <= available:
+            return job, needed
+    return None
+
+
+def _norms(spec: JobSpec, job: JobSpec) -> str:
+    """What fewer samples at once do to the statistics of the norm."""
     knobs = spec.norm.knobs()
     norm = f"{spec.norm.kind} norm"
+    parted = job.accumulation > spec.accumulation
     if spec.norm.kind == "none":
-        return "without a norm only the gradient becomes noisier"
+        return "there is no norm to notice it" if parted else "without a norm only the gradient becomes noisier"
     claims = spec.norm.part()(4, **knobs | {name: 2 for name in knobs if name in ("num_groups", "channels_per_group")})
     if claims.claims.statistics not in ("batch", "running"):
         return f"{norm} does not depend on the batch size"
+    moving = f", and running statistics move {job.accumulation} times an update" if parted else ""
     if virtual := knobs.get("virtual_batch_size"):
-        return f"{norm} still takes its statistics over virtual batches of {virtual} samples, which must divide it"
-    over = 1 if spec.norm.kind == "sync" else spec.devices
-    before, after = spec.batch_size // over, smaller.batch_size // over
-    return f"{norm} would then take its statistics over {after} samples instead of {before}"
+        return (
+            f"{norm} still takes its statistics over virtual batches of {virtual} samples, which must divide it{moving}"
+        )
+    together = spec.devices if spec.norm.kind == "sync" else 1
+    before, after = _at_once(spec) * together, _at_once(job) * together
+    return f"{norm} would then take its statistics over {after} samples instead of {before}{moving}"
+
+
+def _at_once(spec: JobSpec) -> int:
+    """Samples that go through a device's model at once."""
+    return spec.batch_size // (spec.devices * spec.accumulation)
