@@ -9,6 +9,7 @@ from typing import Any
 
 from api.views import Mistake
 from normcore.menu.occasions import OCCASIONS
+from normcore.menu.spec import Misfit
 from normcore.spec import MENU, JobSpec, kind_of, kinds_with
 
 _WANTED = {
@@ -70,6 +71,8 @@ def _in_body(error: Mapping[str, Any], loc: tuple[str | int, ...]) -> Mistake:
             return _unknown_field_of_an_occasion(path, occasion)
         case "extra_forbidden":
             return _unknown_field(path, kind)
+        case "value_error" if isinstance(misfit := error["ctx"]["error"], Misfit):
+            return Mistake(code=_code(error), detail=str(misfit), pointer=_pointer((*path, *misfit.at)))
         case _:
             return Mistake(code=_code(error), detail=_sentence(_dotted(path), error), pointer=_pointer(path))
 

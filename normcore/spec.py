@@ -20,7 +20,7 @@ from normcore.menu.optimizers import OptimizerSpec, SgdSpec
 from normcore.menu.own_datasets import not_measured
 from normcore.menu.probes import ProbeSpec
 from normcore.menu.schedules import ConstantScheduleSpec, ScheduleSpec, StepScheduleSpec
-from normcore.menu.spec import MAX_STEPS, Spec
+from normcore.menu.spec import MAX_STEPS, Misfit, Spec
 from normcore.menu.weights import NoWeightSpec, WeightSpec
 
 WITHOUT_NUL = r"^[^\x00]*$"
@@ -102,36 +102,44 @@ class JobSpec(Spec):
     def _consistent(self) -> Self:
         self._check_devices()
         if self.steps is not None and self.epochs is not None:
-            raise ValueError(f"give steps or epochs, not both, got steps {self.steps} and epochs {self.epochs}")
+            raise Misfit(f"give steps or epochs, not both, got steps {self.steps} and epochs {self.epochs}", "epochs")
         sized = self.epochs is None or self.data.num_train is not None
         if sized and self.num_steps > MAX_STEPS:
-            raise ValueError(
+            raise Misfit(
                 f"a job may have at most {MAX_STEPS:,} steps, got {self.num_steps:,} in {self.epochs:,} epochs of "
-                f"{self.steps_per_epoch:,} steps; order fewer epochs"
+                f"{self.steps_per_epoch:,} steps; order fewer epochs",
+                "epochs",
             )
         if getattr(self.model, "zero_last_gamma", False) and not getattr(self.norm, "affine", False):
-            raise ValueError(
+            raise Misfit(
                 f"zero_last_gamma needs a norm with a learned scale, got norm {self.norm.kind} without one; "
-                f"take a norm with affine true, or zero_last_gamma false"
+                f"take a norm with affine true, or zero_last_gamma false",
+                *("model", "zero_last_gamma"),
             )
-        for probe in self.probes:
+        for place, probe in enumerate(self.probes):
             if self.deterministic and isinstance(getattr(probe, "every", None), BudgetSpec):
-                raise ValueError(
+                raise Misfit(
                     f"a deterministic job must read its probes at steps that no clock decides, got a budget for probe "
-                    f"{probe.kind}; set every to a number of steps, or deterministic to false"
+                    f"{probe.kind}; set every to a number of steps, or deterministic to false",
+                    *("probes", place, "every"),
                 )
         kinds = [probe.kind for probe in self.probes]
         if len(kinds) != len(set(kinds)):
-            raise ValueError(f"each kind of probe may stand once, got {kinds}; merge the probes of one kind")
+            again = next(place for place, kind in enumerate(kinds) if kind in kinds[:place])
+            raise Misfit(
+                f"each kind of probe may stand once, got {kinds}; merge the probes of one kind", "probes", again
+            )
         if self.batch_size % (self.devices * self.accumulation):
-            raise ValueError(
+            raise Misfit(
                 f"accumulation must divide the batch of a device, got accumulation {self.accumulation} and batch_size "
-                f"{self.batch_size} on devices {self.devices}; take a divisor, or another batch_size"
+                f"{self.batch_size} on devices {self.devices}; take a divisor, or another batch_size",
+                "accumulation",
             )
         if self.label_smoothing and self.data.task != "classification":
-            raise ValueError(
+            raise Misfit(
                 f"label_smoothing needs labels that are classes, got label_smoothing {self.label_smoothing:g} and data "
-                f"{self.data.kind} of targets; set it to 0"
+                f"{self.data.kind} of targets; set it to 0",
+                "label_smoothing",
             )
         if sized:
             self._check_that_nothing_comes_too_late()
@@ -140,45 +148,50 @@ class JobSpec(Spec):
     def _check_devices(self) -> None:
         if self.batch_size % self.devices:
             near = max(1, self.batch_size // self.devices) * self.devices
-            raise ValueError(
+            raise Misfit(
                 f"devices must divide batch_size, so that each computes as much, got devices {self.devices} and "
-                f"batch_size {self.batch_size:,}; take a batch_size of {near:,}"
+                f"batch_size {self.batch_size:,}; take a batch_size of {near:,}",
+                "batch_size",
             )
         per_device = self.batch_size // self.devices
         if self.batch_size_per_device is None:
             object.__setattr__(self, "batch_size_per_device", per_device)
         elif self.batch_size_per_device != per_device:
-            raise ValueError(
+            raise Misfit(
                 f"batch_size must be devices times batch_size_per_device, got batch_size {self.batch_size:,}, devices "
-                f"{self.devices} and batch_size_per_device {self.batch_size_per_device:,}; give one of the two sizes"
+                f"{self.devices} and batch_size_per_device {self.batch_size_per_device:,}; give one of the two sizes",
+                "batch_size_per_device",
             )
-        for probe in self.probes:
+        for place, probe in enumerate(self.probes):
             if self.devices > 1 and not probe.over_devices:
-                raise ValueError(
+                raise Misfit(
                     f"probe {probe.kind} would see one device's part of the batch, got devices {self.devices}; "
-                    f"leave it out, or set devices to 1"
+                    f"leave it out, or set devices to 1",
+                    *("probes", place),
                 )
 
     def _check_that_nothing_comes_too_late(self) -> None:
         """What would come after the last step would never come, and the job would say it did something it did not."""
-        late = [
-            (f"probe {probe.kind} first reads at step {first:,}", first, "lower every")
-            for probe in self.probes
+        late: list[tuple[str, int, str, tuple[str | int, ...]]] = [
+            (f"probe {probe.kind} first reads at step {first:,}", first, "lower every", ("probes", place, "every"))
+            for place, probe in enumerate(self.probes)
             if (first := self._first_reading(probe)) is not None
         ]
-        late.append((f"warmup_steps is {self.schedule.warmup_steps:,}", self.schedule.warmup_steps, "lower it"))
+        warmup = self.schedule.warmup_steps
+        late.append((f"warmup_steps is {warmup:,}", warmup, "lower it", ("schedule", "warmup_steps")))
         if isinstance(self.schedule, StepScheduleSpec):
             last = self.schedule.milestones[-1]
-            late.append((f"the last of the milestones is {last:,}", last, "set milestones within the job"))
+            what, remedy = f"the last of the milestones is {last:,}", "set milestones within the job"
+            late.append((what, last, remedy, ("schedule", "milestones", len(self.schedule.milestones) - 1)))
         if isinstance(self.norm, BatchRenormSpec | PowerNormSpec):
             # In training passes, of which an update has as many as micro-batches.
             warmup, passes = self.norm.warmup_steps, self.accumulation
             each = f", of which a step has {passes:,}" if passes > 1 else ""
             what = f"norm {self.norm.kind} is itself only after warmup_steps {warmup:,}{each}"
-            late.append((what, warmup // passes + 1, "lower it"))
-        for what, step, remedy in late:
+            late.append((what, warmup // passes + 1, "lower it", ("norm", "warmup_steps")))
+        for what, step, remedy, at in late:
             if step > self.num_steps:
-                raise ValueError(f"{what}, and the job has {self.num_steps:,} steps; {remedy}, or raise steps")
+                raise Misfit(f"{what}, and the job has {self.num_steps:,} steps; {remedy}, or raise steps", *at)
 
     def _first_reading(self, probe: ProbeSpec) -> int | None:
         """The first step that a probe is sure to look at, where there is one."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from normcore.menu.spec import Spec, Task
+from normcore.menu.spec import Misfit, Spec, Task
 
 
 class LabelledSpec(Spec):
@@ -40,9 +40,10 @@ class LabelledSpec(Spec):
     def _there_are_so_many_classes(self) -> Self:
         known = self.known_classes
         if self.classes_per_batch is not None and known is not None and self.classes_per_batch > known:
-            raise ValueError(
+            raise Misfit(
                 f"classes_per_batch may be at most the number of classes, got {self.classes_per_batch} of {known}; "
-                f"lower it"
+                f"lower it",
+                "classes_per_batch",
             )
         return self
 

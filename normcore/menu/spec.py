@@ -29,6 +29,19 @@ Momentum = Annotated[float, Field(gt=0, le=1)]
 """Weight of the newest batch in running statistics."""
 
 
+class Misfit(ValueError):
+    """Fields that do not go together. `at` is the way to the one to mend, below the spec whose validator says so.
+
+    Example:
+        >>> Misfit("warmup_steps is 9, and the job has 5 steps; lower it", "schedule", "warmup_steps").at
+        ('schedule', 'warmup_steps')
+    """
+
+    def __init__(self, detail: str, *at: str | int) -> None:
+        super().__init__(detail)
+        self.at = at
+
+
 class Spec(BaseModel):
     """A frozen description of a part. Unknown fields, wrong types, infinities and NaN are refused, never swallowed.
 

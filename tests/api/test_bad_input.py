@@ -102,7 +102,7 @@ def test_json_that_is_no_job_is_refused(refused, content, pointer, code, detail)
         ({"steps": "10"}, "/steps", 'steps must be an integer, got "10"'),
         ({"steps": 10.5}, "/steps", "steps must be an integer, got 10.5"),
         ({"foo": 1}, "/foo", "a job has no field foo"),
-        ({"steps": 1, "epochs": 1}, "", "give steps or epochs, not both"),
+        ({"steps": 1, "epochs": 1}, "/epochs", "give steps or epochs, not both"),
     ],
 )
 def test_a_job_that_is_not_on_the_menu_is_refused(refused, changes, pointer, detail):

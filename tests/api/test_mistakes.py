@@ -112,7 +112,7 @@ def mistakes(changes):
         ),
         (
             {"steps": 3, "epochs": 4},
-            "",
+            "/epochs",
             "invalid-value",
             "give steps or epochs, not both, got steps 3 and epochs 4",
         ),
@@ -156,7 +156,7 @@ def mistakes(changes):
         ),
         (
             every({"kind": "budget"}) | {"deterministic": True},
-            "",
+            "/probes/0/every",
             "invalid-value",
             "a deterministic job must read its probes at steps that no clock decides, got a budget for probe landscape",
         ),
@@ -180,6 +180,31 @@ def test_a_mistake_names_its_place_both_values_and_the_remedy(changes, pointer, 
     (mistake,) = mistakes(changes)
     assert (mistake.pointer, mistake.code) == (pointer, code)
     assert detail in mistake.detail
+
+
+LANDSCAPE = {"kind": "landscape", "every": 9}
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"batch_size": 6, "devices": 4}, "/batch_size"),
+        ({"batch_size": 8, "devices": 2, "batch_size_per_device": 3}, "/batch_size_per_device"),
+        ({"batch_size": 8, "accumulation": 3}, "/accumulation"),
+        ({"epochs": 100_000, "batch_size": 1}, "/epochs"),
+        ({"model": {"kind": "resnet", "zero_last_gamma": True}, "norm": {"kind": "none"}}, "/model/zero_last_gamma"),
+        ({"probes": [LANDSCAPE, {"kind": "train_eval_gap"}, LANDSCAPE]}, "/probes/2"),
+        ({"probes": [{"kind": "train_eval_gap", "every": 1}, LANDSCAPE], "steps": 5}, "/probes/1/every"),
+        ({"schedule": {"kind": "constant", "warmup_steps": 9}, "steps": 5}, "/schedule/warmup_steps"),
+        ({"schedule": {"kind": "step", "milestones": [2, 9]}, "steps": 5}, "/schedule/milestones/1"),
+        ({"norm": {"kind": "power", "warmup_steps": 9}, "steps": 5}, "/norm/warmup_steps"),
+        ({"data": {"kind": "gaussian"}, "model": {"kind": "deep_linear"}, "label_smoothing": 0.1}, "/label_smoothing"),
+        ({"data": {"kind": "digits", "classes_per_batch": 11}}, "/data/classes_per_batch"),
+    ],
+)
+def test_fields_that_do_not_go_together_are_told_by_the_one_to_mend(changes, pointer):
+    (mistake,) = mistakes(changes)
+    assert (mistake.pointer, mistake.code) == (pointer, "invalid-value")
 
 
 def test_every_mistake_is_named():
