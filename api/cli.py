@@ -1,6 +1,6 @@
-"""The command line: `normcore up | demo | submit | watch | ls | cancel | preview | certify`.
+"""The command line: `normcore up | demo | submit | watch | ls | cancel | preview | certify | figure`.
 
-It reaches the API by HTTP only; `certify` needs no laboratory.
+It reaches the API by HTTP only; `certify` and `figure` need no laboratory.
 
 Heavy packages are imported by the command that needs them, so that help comes at once.
 """
@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -217,6 +218,33 @@ def certify(
     except Refusal as refusal:
         _give_up(str(refusal), REFUSED)
     raise typer.Exit(0 if passed else REFUTED)
+
+
+@app.command()
+def figure(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="readings/<probe>.npz of MLflow runs, of one probe.", show_default=False
+        ),
+    ],
+    *,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Where to; beside the first file when not given.")
+    ] = None,
+    theme: Annotated[Literal["light", "dark"], typer.Option(help="What ground the colours are for.")] = "light",
+    name: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Of a training; once per file, in their order.")
+    ] = None,
+) -> None:
+    """Draw a probe's figure again from stored readings; several files stand side by side."""
+    from api.figure_command import CannotDraw, redraw
+
+    try:
+        drawn = redraw(files, out, theme, name or ())
+    except CannotDraw as error:
+        _give_up(str(error), REFUSED)
+    _print(str(drawn))
 
 
 def _certify(name: str | None, words: Sequence[str], num_features: int | None, *, as_json: bool, **how: Any) -> bool:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from normcore.attention.masked_softmax import masked_softmax
     from normcore.certificate.certify import certify
     from normcore.data.folders import DataFolders
+    from normcore.probes.look import look
     from normcore.recurrent.batch_lstm import BatchLstmCell
     from normcore.recurrent.layer_lstm import LayerLstmCell
     from normcore.recurrent.lstm import Lstm
@@ -42,6 +43,7 @@ __all__ = [
     "export_onnx",
     "fold",
     "freeze_statistics",
+    "look",
     "masked_softmax",
     "preview",
     "recompute_statistics",
@@ -64,6 +66,7 @@ _CLASSES = {
     "export_onnx": "normcore.surgery.onnx_export",
     "fold": "normcore.surgery.fold",
     "freeze_statistics": "normcore.statistics.freeze",
+    "look": "normcore.probes.look",
     "masked_softmax": "normcore.attention.masked_softmax",
     "recompute_statistics": "normcore.statistics.recompute",
     "recomputed_statistics": "normcore.statistics.recompute",

@@ -26,9 +26,10 @@ class AnyProbeSpec(Spec):
         """The fields that the probe takes as keyword arguments: everything but `kind` and when it reads."""
         return {name: value for name, value in super().knobs().items() if name != "every"}
 
-    def drawing(self) -> Any:
+    @classmethod
+    def drawing(cls) -> Any:
         """The function that `figure` names."""
-        module, _, name = self.figure.partition(":")
+        module, _, name = cls.figure.partition(":")
         return getattr(importlib.import_module(module), name)
 
 

@@ -35,7 +35,7 @@ def test_help_needs_no_heavy_package():
     loaded = set(done.stdout.splitlines()[-1].strip("[]").replace("'", "").split(", "))
     assert {"typer", "api.cli"} <= loaded
     assert not loaded & {"torch", "mlflow", "fastapi", "httpx", "pydantic", "sqlalchemy", "celery", "numpy"}
-    for command in ("up", "demo", "submit", "watch", "ls", "cancel", "preview", "certify"):
+    for command in ("up", "demo", "submit", "watch", "ls", "cancel", "preview", "certify", "figure"):
         assert command in done.stdout
 
 
