@@ -4,7 +4,7 @@ STAMP := .venv/.stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check format bench clean
+.PHONY: help demo up test check format bench figures clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ format: $(STAMP) ## Put the code into its form
 
 bench: $(STAMP) ## Measure what the README claims
 	@for script in benchmarks/*.py; do echo "== $$script"; .venv/bin/python $$script || exit 1; done
+
+figures: $(STAMP) ## Train what the README shows of the probes, and draw it
+	@.venv/bin/python docs/figures.py
 
 clean: ## Remove the environment and the laboratory's state
 	rm -rf .venv var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,16 +1,16 @@
 """What probes cost, in plain training steps.
 
 Run `.venv/bin/python benchmarks/probes.py`. First a point of the landscape probe: a VGG-11 of quarter width with batch
-norm trains on digits in batches of 64, by plain SGD and by a recipe in use (momentum, weight decay, crops), and so does
-an MLP. In every round the arms take turns: as many training steps as a reading has points (batch, forward, backward,
-update of `normcore.learner`); a reading as a job takes it, with all that `normcore.instruments` does around it; one by
-a deep copy of the model for every point; and one by `torch.func.functional_call` on moved parameters. All readings see
-the same losses. Target: at most 0.98 training steps per point on a CNN.
+norm trains on digits in batches of 64, by plain SGD and by recipes in use (momentum and weight decay, or AdamW, with
+crops), and so does an MLP. In every round the arms take turns: as many training steps as a reading has points (batch,
+forward, backward, update of `normcore.learner`); a reading as a job takes it, with all that `normcore.instruments` does
+around it; one by a deep copy of the model for every point; and one by `torch.func.functional_call` on moved parameters.
+All readings see the same losses. Target: at most 0.98 training steps per point on a CNN.
 
 A point has the forward and the backward pass of a step, which are 97 % of it. In the place of the update, which under
 plain SGD moves three values per parameter through memory, it moves seven: for its own move, the difference of the
 gradients, and the norm of that. What it saves are the batch, which is fetched once a reading, and what the optimizer
-does besides. So under plain SGD a point is about a step, and less where the update has a momentum and the batch crops.
+does besides. So under plain SGD a point is about a step, and less where the update has moments and the batch crops.
 
 Then one reading of every probe on the menu on that VGG with plain SGD, beside as many training steps as the probe says
 that it costs, eight at most, and beside what it says. Of a probe that watches steps on the way, what that adds to a
@@ -48,19 +48,21 @@ from normcore.probes.probe import Watching
 from normcore.records import Reading, Remark
 from normcore.spec import MENU, JobSpec, kind_of
 
-LR, LOW, HIGH = 0.1, 0.5, 4.0
+LOW, HIGH = 0.5, 4.0
 VGG = {
     "model": {"kind": "vgg", "width": 0.25},
     "data": {"kind": "digits"},
-    "optimizer": {"kind": "sgd", "lr": LR},
+    "optimizer": {"kind": "sgd", "lr": 0.1},
     "batch_size": 64,
 }
-RECIPE = {"kind": "sgd", "lr": LR, "momentum": 0.9, "weight_decay": 5e-4}
+RECIPE = {"kind": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 MLP = {"model": {"kind": "mlp", "hidden": [384, 384]}, "data": {"kind": "digits", "size": 8}}
 LANDSCAPES: dict[str, dict[str, Any]] = {
     "vgg11 width 0.25 + batch norm, plain SGD": VGG,
     "the same, SGD with momentum and weight decay, crops": VGG
     | {"optimizer": RECIPE, "data": {"kind": "digits", "crop_padding": 4}},
+    "the same, AdamW, crops": VGG
+    | {"optimizer": {"kind": "adamw", "lr": 0.001}, "data": {"kind": "digits", "crop_padding": 4}},
     "mlp 64-384-384-10 + batch norm, plain SGD": VGG | MLP,
 }
 SETTINGS: dict[str, dict[str, Any]] = {"lr_range": {"steps": 20}}
@@ -99,6 +101,7 @@ class Bench:
             folders = DataFolders(cache_dir=Path(folder))
             self.learner = Learner(JobSpec.model_validate(job), torch.device("cpu"), folders)
         self._job, self.done = dict(job), 0
+        self.lr = JobSpec.model_validate(job).optimizer.lr
 
     def instruments(self, probe: Mapping[str, Any], steps: int) -> Instruments:
         """A probe as a job of so many steps has it."""
@@ -113,7 +116,7 @@ class Bench:
             self.done += 1
             loss, _, _ = self.learner.forward(self.done)
             self.learner.backward(loss)
-            self.learner.update(loss, LR)
+            self.learner.update(loss, self.lr)
 
     def steps_in_place(self, count: int) -> None:
         """Steps of the next batch with an lr of zero, so that all arms compute at the same parameters."""
@@ -132,9 +135,9 @@ class Bench:
         spent = seconds(partial(instruments.attend, self.done))
         loss, _, _ = self.learner.forward(self.done)
         self.learner.backward(loss)
-        spent += seconds(partial(instruments.before_update, LR))
-        self.learner.update(loss, LR)
-        spent += seconds(partial(instruments.after_update, LR))
+        spent += seconds(partial(instruments.before_update, self.lr))
+        self.learner.update(loss, self.lr)
+        spent += seconds(partial(instruments.after_update, self.lr))
         return spent, reading_of(instruments)
 
 
@@ -143,6 +146,7 @@ def measure_points(bench: Bench, rounds: int, points: int) -> None:
     learner = bench.learner
     probe = {"kind": "landscape", "every": 1, "low": LOW, "high": HIGH, "points": points}
     instruments = bench.instruments(probe, steps=(rounds + 1) * (points + 1))
+    sizes = [bench.lr * (LOW + (HIGH - LOW) * index / (points - 1)) for index in range(points)]
     costs: list[list[float]] = [[], [], [], []]
     # The first round warms up.
     for turn in range(rounds + 1):
@@ -155,9 +159,9 @@ def measure_points(bench: Bench, rounds: int, points: int) -> None:
         called: list[float] = []
         arms: list[Callable[[], None]] = [
             partial(bench.steps_in_place, points),
-            partial(instruments.before_update, LR),
-            partial(read_by_copies, learner, number, points, copied),
-            partial(read_by_calls, learner, number, points, called),
+            partial(instruments.before_update, bench.lr),
+            partial(read_by_copies, learner, number, sizes, copied),
+            partial(read_by_calls, learner, number, sizes, called),
         ]
         # Who comes first changes, since each arm leaves its successor a heap of another shape.
         spent = [0.0, attending, 0.0, 0.0]
@@ -168,7 +172,7 @@ def measure_points(bench: Bench, rounds: int, points: int) -> None:
         for losses in (copied, called):
             if not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(reading.arrays["loss"], losses, strict=True)):
                 raise AssertionError(f"all readings must see the same losses, got {reading.arrays['loss']}, {losses}")
-        learner.update(loss, LR)
+        learner.update(loss, bench.lr)
         bench.done = number
         if turn:
             for cost, each in zip(costs, spent, strict=True):
@@ -181,12 +185,12 @@ def measure_points(bench: Bench, rounds: int, points: int) -> None:
         print(f"  {name}, training steps a point: {steps:.3f} of the medians; round by round {ratios}")
 
 
-def read_by_copies(learner: Learner, number: int, points: int, losses: list[float]) -> None:
+def read_by_copies(learner: Learner, number: int, sizes: list[float], losses: list[float]) -> None:
     """A reading as one would first write it: a copy of the model for every point."""
     gradient = gradients(learner.model)
     norm = torch.cat([g.flatten() for g in gradient]).norm().item()
     model, replay, betas = learner.model, learner.replay(number), []
-    for step_size in step_sizes(points):
+    for step_size in sizes:
         learner.model = copy.deepcopy(model)
         with torch.no_grad():
             for parameter, g in zip(learner.model.parameters(), gradient, strict=True):
@@ -201,13 +205,13 @@ def read_by_copies(learner: Learner, number: int, points: int, losses: list[floa
     learner.model = model
 
 
-def read_by_calls(learner: Learner, number: int, points: int, losses: list[float]) -> None:
+def read_by_calls(learner: Learner, number: int, sizes: list[float], losses: list[float]) -> None:
     """A reading as functions are differentiated: the model is called with other parameters."""
     model, batch, betas = learner.model, learner.batch(number), []
     gradient = gradients(model)
     norm = torch.cat([g.flatten() for g in gradient]).norm().item()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    for step_size in step_sizes(points):
+    for step_size in sizes:
         pairs = zip(model.named_parameters(), gradient, strict=True)
         moved = {name: (parameter.detach() - step_size * g).requires_grad_() for (name, parameter), g in pairs}
         loss = functional.cross_entropy(functional_call(model, moved | buffers, (batch.inputs,)), batch.labels)
@@ -252,11 +256,6 @@ def reading_of(instruments: Instruments) -> Reading | None:
     if failures := [seen.detail for seen in instruments.seen if isinstance(seen, Remark)]:
         raise AssertionError(f"the probe must not fail here, got: {failures[0]}")
     return next((seen for seen in instruments.seen if isinstance(seen, Reading)), None)
-
-
-def step_sizes(points: int) -> list[float]:
-    """Where all arms look."""
-    return [LR * (LOW + (HIGH - LOW) * index / (points - 1)) for index in range(points)]
 
 
 def gradients(model: nn.Module) -> list[Tensor]:

@@ -47,4 +47,4 @@ def _mark_blown(axes: Axes, readings: Sequence[Reading], theme: Theme) -> None:
 def _beta(axes: Axes, readings: Sequence[Reading], theme: Theme) -> None:
     curve(axes, readings, "effective_beta_times_lr", theme.main)
     axes.axhline(2.0, color=theme.contrast, linestyle="--", linewidth=1, label="2: edge of stability")
-    axes.legend(loc="upper right", frameon=False)
+    axes.legend(loc="best", frameon=False, fontsize="small")
