@@ -1,19 +1,26 @@
 """The landscape probe against closed forms and against a slow, obvious twin; and that it leaves no footprints."""
 
 import copy
+import itertools
 import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
 
 from normcore.build import build_model
+from normcore.learner import Learner
+from normcore.menu.smoothness_probes import LandscapeProbeSpec
 from normcore.noise.noise import start_step
+from normcore.probes.footprints import no_footprints
 from normcore.probes.landscape import LandscapeProbe
 from normcore.probes.landscape_figure import draw
 from normcore.probes.look import look
+from normcore.probes.moment import Moment
 from normcore.spec import JobSpec
+from normcore.statistics.layers import has_running_statistics
 
 
 class Point(nn.Module):
@@ -250,3 +257,120 @@ def test_the_figure_survives_readings_without_finite_points():
     model = Point([0.0], lambda theta: theta.abs().sqrt().sum())
     reading = read(model, model, lr=1.0)
     assert png_size(draw({"": [reading]}))
+
+
+@pytest.mark.parametrize(("low", "high", "points"), [(0.01, 30.0, 5), (0.5, 2.0, 3)])
+def test_step_sizes_of_even_logarithms_have_the_same_ratio(low, high, points):
+    _, model = quadratic()
+    sizes = read(model, model, lr=0.1, low=low, high=high, points=points, spacing="log").arrays["step_sizes"]
+    assert sizes[0] == pytest.approx(0.1 * low, rel=1e-15)
+    assert sizes[-1] == pytest.approx(0.1 * high, rel=1e-12)
+    ratios = [after / before for before, after in itertools.pairwise(sizes)]
+    assert ratios == pytest.approx([(high / low) ** (1 / (points - 1))] * (points - 1), rel=1e-12)
+
+
+def test_a_preset_is_the_range_of_one_of_the_papers_nets():
+    spec = LandscapeProbeSpec.model_validate
+    assert (spec({"preset": "vgg"}).low, spec({"preset": "vgg"}).high) == (0.5, 4.0)
+    linear = spec({"preset": "deep_linear", "points": 3, "spacing": "log"})
+    assert (linear.low, linear.high, linear.points, linear.spacing) == (0.01, 30.0, 3, "log")
+    assert "preset" not in linear.model_dump()
+    assert LandscapeProbeSpec.model_validate_json(linear.model_dump_json()) == linear
+
+
+@pytest.mark.parametrize(
+    ("knobs", "sentence"),
+    [
+        ({"preset": "vgg", "low": 1.0}, "give a preset or low and high, not both, got preset 'vgg' and low"),
+        ({"preset": "resnet"}, "preset must be one of vgg, deep_linear, got 'resnet'"),
+        ({"preset": ["vgg"]}, r"preset must be one of vgg, deep_linear, got \['vgg'\]"),
+    ],
+)
+def test_a_preset_beside_its_knobs_or_of_no_net_is_refused(knobs, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        LandscapeProbeSpec.model_validate(knobs)
+
+
+def learner_of(folders, **changes):
+    spec = {"model": {"kind": "mlp", "hidden": [8]}, "data": {"kind": "digits", "size": 8}, "batch_size": 12} | changes
+    torch.manual_seed(0)
+    return Learner(JobSpec.model_validate(spec), torch.device("cpu"), folders)
+
+
+def read_at(learner, step=1, lr=0.1, **knobs):
+    """A reading at a step of a job."""
+    model, remembered = learner.model, learner.remembered()
+
+    def plain(ahead=0, dtype=None, noise_ahead=0):
+        return learner.plain_replay(step + ahead, remembered, dtype, noise_ahead)
+
+    learner.backward(learner.forward(step)[0])
+    gradient = tuple(parameter.grad for parameter in model.parameters())
+    with no_footprints(model) as origin:
+        moment = Moment(step, lr, model, learner.replay(step, remembered), plain, tuple(origin), gradient)
+        return LandscapeProbe(**{"low": 0.5, "high": 2.0, "points": 4} | knobs).read(moment)
+
+
+def twin_at(learner, lr, multiples, *, frozen):
+    """The twin of a learner's first step in float64, and where frozen with norms that evaluate."""
+    model, batch = copy.deepcopy(learner.model).double(), learner.batch(1).to(torch.float64)
+
+    def replay(of):
+        for module in of.modules():
+            module.training = not (frozen and has_running_statistics(module))
+        start_step(of, 0, 0)
+        return functional.cross_entropy(of(batch.inputs), batch.labels)
+
+    return twin(model, replay, lr, multiples)
+
+
+def assert_is(reading, losses, changes, betas, rel):
+    assert reading.arrays["loss"] == pytest.approx(losses, rel=rel)
+    assert reading.arrays["gradient_change"] == pytest.approx(changes, rel=rel)
+    assert reading.scalars["effective_beta"] == pytest.approx(max(betas), rel=rel)
+
+
+@pytest.mark.parametrize("bn_mode", ["batch", "frozen"])
+@pytest.mark.parametrize("precision", ["training", "float64"])
+@pytest.mark.parametrize(
+    ("model", "trains_in"), [("mlp", "float32"), ("mlp", "bfloat16"), ("mlp", "float16"), ("vgg", "float32")]
+)
+def test_frozen_and_float64_readings_are_those_of_a_twin(folders, model, trains_in, precision, bn_mode):
+    nets = {"mlp": {}, "vgg": {"model": {"kind": "vgg", "width": 0.0625, "dropout": 0.25}, "data": {"kind": "digits"}}}
+    learner = learner_of(folders, **nets[model], noise={"kind": "santurkar"}, precision=trains_in)
+    learner.forward(1)
+    if bn_mode == "frozen":
+        # Here running statistics stand as after the step's own forward pass.
+        with no_footprints(learner.model):
+            learner.forward(1)
+            expected = twin_at(learner, 0.1, (0.5, 1.0, 1.5, 2.0), frozen=True)
+    else:
+        expected = twin_at(learner, 0.1, (0.5, 1.0, 1.5, 2.0), frozen=False)
+    reading = read_at(learner, bn_mode=bn_mode, precision=precision)
+    assert reading.facts == {"bn_mode": bn_mode, "precision": precision}
+    half = trains_in != "float32"
+    rel = 1e-9 if precision == "float64" else 0.3 if half else 2e-3
+    assert_is(reading, *expected, rel=rel)
+
+
+def test_float64_sees_the_small_steps_in_which_float32_sees_its_own_rounding(folders):
+    """Close to a minimum of the deep linear net g is small, and a hundredth of the lr moves weights by no whole bit."""
+    data = {"kind": "gaussian", "num_samples": 64}
+    net = {"model": {"kind": "deep_linear", "depth": 3}, "data": data, "norm": {"kind": "none"}, "batch_size": 64}
+    learner = learner_of(folders, **net)
+    exact = learner.batch(1).to(torch.float64)
+    solution = torch.linalg.lstsq(exact.inputs, exact.labels).solution.T
+    first, second, noise = torch.randn(3, 10, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    turns = [torch.linalg.qr(each).Q for each in (first, second)]
+    with torch.no_grad():
+        weights = (*turns, solution @ (turns[1] @ turns[0]).T + 1e-7 * noise)
+        for weight, value in zip(learner.model.parameters(), weights, strict=True):
+            weight.copy_(value)
+    model = copy.deepcopy(learner.model).double()
+    lr = 1e-4
+    _, _, betas = twin(model, lambda of: (of(exact.inputs) - exact.labels).square().sum(), lr, (0.01, 0.02))
+    assert 0.1 < max(betas) * lr < 2
+    knobs = {"lr": lr, "low": 0.01, "high": 0.02, "points": 2}
+    wide, narrow = (read_at(learner, precision=name, **knobs) for name in ("float64", "training"))
+    assert wide.scalars["effective_beta"] == pytest.approx(max(betas), rel=1e-6)
+    assert narrow.scalars["effective_beta"] < max(betas) / 10
