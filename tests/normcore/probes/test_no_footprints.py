@@ -40,7 +40,7 @@ MODELS = {
         "norm": {"kind": "layer"},
     },
 }
-SMALL = {"points": 3, "steps": 10, "every": 2, "per_side": 3, "iterations": 4, "probes": 2, "batches": 2}
+SMALL = {"points": 3, "steps": 10, "every": 2, "per_side": 3, "iterations": 4, "samples": 2, "probes": 2, "batches": 2}
 """Knobs of any probe with which it has little to do."""
 
 
