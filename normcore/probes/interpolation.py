@@ -14,7 +14,7 @@ from normcore.menu.probe import BnMode
 from normcore.probes.footprints import no_footprints
 from normcore.probes.moment import Moment, Replay
 from normcore.probes.probe import Sees
-from normcore.probes.surface import losses_at
+from normcore.probes.surface import FORWARD, losses_at
 from normcore.records import Reading
 
 
@@ -42,7 +42,7 @@ class InterpolationProbe:
     Parameters are mixed, buffers are not: with `bn_mode` batch, layers with running statistics normalize by those of
     the batch at each place; frozen, by the running ones of the last weights, which are wrong for all others.
 
-    Costs a forward pass per point, less than half a training step, and the making of a model.
+    Costs a forward pass per point, 0.36 training steps, and the making of a model.
 
     Args:
         points: From 0 to 1, both among them.
@@ -80,8 +80,8 @@ class InterpolationProbe:
         return self.between(moment, start, moment.origin)
 
     def cost(self, model: nn.Module) -> float:  # noqa: ARG002
-        """Less than half a step for each forward pass."""
-        return 0.4 * len(self.places())
+        """A forward pass for each place on the line."""
+        return FORWARD * len(self.places())
 
     def places(self) -> list[float]:
         """Where on the line the loss is looked at."""

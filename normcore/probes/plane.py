@@ -14,7 +14,7 @@ from normcore.probes.directions import coordinates, filter_normalized, principal
 from normcore.probes.kept_weights import KeptWeights, vector
 from normcore.probes.moment import Moment
 from normcore.probes.probe import Sees
-from normcore.probes.surface import losses_at
+from normcore.probes.surface import FORWARD, losses_at
 from normcore.records import Reading
 
 MARGIN = 0.2
@@ -44,7 +44,7 @@ class PlaneProbe:
     of the sum of the squared distances of the kept weights from theta that lies in the plane, and `explained_x` that
     along d_x alone. A path that lies in a plane is explained to 1.
 
-    Costs points^2 + 1 forward passes, a third to a half of a training step each. While the training runs, the kept
+    Costs points^2 + 1 forward passes, 0.36 training steps each. While the training runs, the kept
     weights take `keep` copies of the parameters in the memory of the host, and in every snapshot. At the end there are
     six copies on the device, and two in float64 on the host.
 
@@ -134,8 +134,8 @@ class PlaneProbe:
         return Reading(self.kind, moment.step, scalars, arrays, facts=facts)
 
     def cost(self, model: nn.Module) -> float:  # noqa: ARG002
-        """Less than half a step for each forward pass."""
-        return 0.4 * (self.points**2 + 1)
+        """A forward pass for each place of the grid, and one at the end."""
+        return FORWARD * (self.points**2 + 1)
 
     def _grid(self, path: list[float]) -> list[float]:
         """Coordinates along a side."""

@@ -12,6 +12,10 @@ from normcore.menu.probe import BnMode
 from normcore.probes.moment import Moment
 
 
+FORWARD = 0.36
+"""Training steps that a loss at other weights takes, by `benchmarks/probes.py` on a VGG-11."""
+
+
 @torch.no_grad()
 def losses_at(moment: Moment, places: Iterable[Sequence[Tensor]], *, bn_mode: BnMode = "batch") -> list[float]:
     """The loss of a moment's batch, with its noise, at other weights; forward passes alone.

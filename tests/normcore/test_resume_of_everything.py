@@ -41,6 +41,7 @@ SANTURKAR = {"kind": "santurkar"}
 ADAMW = {"kind": "adamw", "lr": 0.01}
 MUON = {"kind": "muon", "lr": 0.02}
 LANDSCAPE = {"kind": "landscape", "every": 2, "points": 3}
+PLANE = {"kind": "plane", "every": 1, "points": 3, "keep": 4, "directions": "trajectory"}
 
 
 def dropping(arm, **changes):
@@ -61,7 +62,7 @@ CASES = {
     "transformer, dropout, adamw, probe": dropping(TRANSFORMER, optimizer=ADAMW, probes=[LANDSCAPE]),
     "transformer, batch norm, muon, average": TRANSFORMER | {"norm": {"kind": "batch"}, "optimizer": MUON, "ema": 0.5},
     "transformer, float16": TRANSFORMER | {"precision": "float16"},
-    "mlp, power norm, probe": MLP | {"norm": {"kind": "power", "warmup_steps": 1}, "probes": [LANDSCAPE]},
+    "mlp, power norm, probes": MLP | {"norm": {"kind": "power", "warmup_steps": 1}, "probes": [LANDSCAPE, PLANE]},
     "mlp, whitening": MLP | {"norm": {"kind": "whitening", "channels_per_group": 4}},
     "mlp, iterative": MLP | {"norm": {"kind": "iterative", "channels_per_group": 4}},
     "mlp, ghost, adamw": MLP | {"norm": {"kind": "ghost", "virtual_batch_size": 3}, "optimizer": ADAMW},
