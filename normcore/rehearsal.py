@@ -61,8 +61,8 @@ def memory_mib(spec: JobSpec, device: Literal["cpu", "cuda"] | None = None) -> f
         # As the learner has it: some norms take less memory so.
         model = build_model(spec, device="meta").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         parameters = list(model.parameters())
-        copies = _state_copies(spec.optimizer) + (2 if spec.probes else 0)
-        held = [torch.empty_like(parameter) for parameter in parameters for _ in range(copies)]
+        probing = _probe_copies(spec)
+        held = [torch.empty_like(each) for each in parameters for _ in range(_state_copies(spec.optimizer) + probing)]
         if spec.ema is not None:
             held += [torch.empty_like(parameter) for parameter in parameters]
         # Of the micro-batches before, beside those of this one.
@@ -85,7 +85,7 @@ def memory_mib(spec: JobSpec, device: Literal["cpu", "cuda"] | None = None) -> f
             tests.through(model)
     rehearsed.reset(standing_for)
     with_model = _bytes([*parameters, *model.buffers()])
-    state = _bytes(held) - (2 * _bytes(parameters) if spec.probes else 0)
+    state = _bytes(held) - probing * _bytes(parameters)
     # The snapshot of a checkpoint lives until the next record is there, so beside the steps after it.
     snapshot = with_model + state if device == "cpu" else 0
     if spec.num_steps > spec.checkpoint_every:
@@ -126,6 +126,14 @@ def _waiting(spec: JobSpec, model: nn.Module, outputs: Tensor, device: Literal["
     seconds = 6 * sum(parameter.numel() for parameter in model.parameters()) * len(outputs) / FASTEST[device]
     steps = min(MOST_STEPS, spec.num_steps, 1 + int(LONGEST_S / max(seconds, 1e-6)))
     return 2 * steps // spec.record_every * outputs.numel() * outputs.element_size()
+
+
+def _probe_copies(spec: JobSpec) -> int:
+    """How many copies of the parameters live at once while a probe reads; they read one after the other.
+
+    For those that see updates, the weights and the gradient of before the update are kept until after it.
+    """
+    return max((probe.copies + (2 if probe.part().sees == "update" else 0) for probe in spec.probes), default=0)
 
 
 def _bytes(tensors: list[Tensor]) -> int:
