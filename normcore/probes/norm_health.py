@@ -20,6 +20,7 @@ from normcore.records import Reading
 from normcore.recurrent.lstm_cell import NoTimeNorm
 from normcore.statistics.divisors import channels_first, divisor
 from normcore.statistics.gap import train_eval_gap
+from normcore.statistics.layers import has_running_statistics
 from normcore.surgery.channels_last import ChannelsLast
 from normcore.surgery.known import is_norm
 
@@ -52,8 +53,9 @@ class NormHealthProbe:
     Scalars: `gamma_abs_min` and `channel_height_min`, the smallest of all layers; `below_eps_max`, `gap_output_max` and
     `newton_residual_max`, the largest; each where there is a finite value.
 
-    Costs a forward pass, another through the layers with running statistics, some reductions over the input and output
-    of every norm, and a copy of the parameters.
+    Costs a forward pass, another through the layers with running statistics, reductions over the input and output of
+    every norm, and a copy of the parameters: of a VGG-11 on a CPU about 1.4 training steps with batch norm and 0.9 with
+    group norm; of an MLP with steps of 2 ms, in which small operations count, about 3.
 
     Example:
         >>> from normcore.probes.look import look
@@ -88,9 +90,9 @@ class NormHealthProbe:
         arrays = {name: tuple(of_layer.get(name, nan) for of_layer in numbers.values()) for name in names}
         return Reading(self.kind, moment.step, _scalars(arrays), arrays, tuple(seen))
 
-    def cost(self, model: nn.Module) -> float:  # noqa: ARG002
-        """A forward pass, the layers with running statistics once more, and as many passes over the maps again."""
-        return 0.8
+    def cost(self, model: nn.Module) -> float:
+        """A forward pass and as many reductions over the maps; with running statistics half a step more."""
+        return 1.4 if any(has_running_statistics(layer) for layer in norm_layers(model).values()) else 0.9
 
 
 ALWAYS = (

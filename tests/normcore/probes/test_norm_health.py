@@ -223,6 +223,11 @@ def test_norms_of_sequences_and_of_padded_tokens_are_seen(model, arrange, norm, 
         assert not any(isnan(value) for value in reading.arrays.get(name, ()))
 
 
+def test_running_statistics_cost_more():
+    batch, group = (nn.Sequential(norm) for norm in (nn.BatchNorm2d(4), nn.GroupNorm(2, 4)))
+    assert NormHealthProbe().cost(batch) > NormHealthProbe().cost(group) > 0
+
+
 def test_it_leaves_no_footprints_and_no_hooks():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNorm(4), NoNorm(4), nn.Dropout(0.5))
     before = {name: value.clone() for name, value in model.state_dict().items()}
