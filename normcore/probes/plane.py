@@ -44,9 +44,9 @@ class PlaneProbe:
     of the sum of the squared distances of the kept weights from theta that lies in the plane, and `explained_x` that
     along d_x alone. A path that lies in a plane is explained to 1.
 
-    Costs points^2 + 1 forward passes, 0.36 training steps each. While the training runs, the kept
-    weights take `keep` copies of the parameters in the memory of the host, and in every snapshot. At the end there are
-    six copies on the device, and two in float64 on the host.
+    Costs points^2 + 1 forward passes, 0.36 training steps each. While the training runs, the kept weights take `keep`
+    copies of the parameters in the memory of the host, and in every snapshot. At the end there are six copies on the
+    device, and two in float64 on the host.
 
     Args:
         directions: Which.

@@ -11,7 +11,6 @@ from torch import Tensor
 from normcore.menu.probe import BnMode
 from normcore.probes.moment import Moment
 
-
 FORWARD = 0.36
 """Training steps that a loss at other weights takes, by `benchmarks/probes.py` on a VGG-11."""
 

@@ -30,6 +30,8 @@ SPEC = {
     "seed": 3,
 }
 PROBE = {"kind": "landscape", "every": 7, "points": 3}
+SMALL = {"lr_range": {"steps": 10}, "plane": {"points": 3}, "interpolation": {"points": 3}}
+"""Knobs that make a probe quick enough for a test."""
 
 
 def spec_of(**changes):
@@ -133,7 +135,7 @@ def test_probes_change_no_bit_of_the_training(folders, model, part):
     changes = {"model": model, "data": {"kind": "digits", "size": 32}} if model["kind"] == "vgg" else {}
     steps = {"steps": 6, "checkpoint_every": 3} if changes else {}
     kind, every = kind_of(part), 2 if changes else 7
-    probe = {"kind": kind} | ({"every": every} if "every" in part.model_fields else {})
+    probe = {"kind": kind, **SMALL.get(kind, {})} | ({"every": every} if "every" in part.model_fields else {})
     spec = spec_of(**changes, **steps, probes=[probe])
     unseen = list(train(spec_of(**changes, **steps), folders=folders))
     seen = list(train(spec, folders=folders))
