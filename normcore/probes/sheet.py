@@ -90,6 +90,8 @@ def draw_panels(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    # Nothing is a sheet too, with empty panels.
+    arms = arms or {"": []}
     rows, columns = len(panels), len(arms)
     height, width = 0.9 + 2.2 * rows, 1.0 + 6.0 * columns if columns == 1 else 1.0 + 3.6 * columns
     with rc_context(colours(theme)):

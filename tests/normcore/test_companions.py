@@ -81,6 +81,20 @@ def test_two_processes_with_sync_are_one_with_the_same_batch(synchronized):
             assert theirs[name] == pytest.approx(ours[name], rel=1e-9, abs=1e-12, nan_ok=True)
 
 
+def test_what_a_probe_computes_as_another_function_is_that_of_the_whole_batch_too():
+    """Frozen and in float64, inside a training in float32: a plain loss of each device's rows, averaged."""
+    probe = {"kind": "landscape", "every": 2, "points": 2, "bn_mode": "frozen", "precision": "float64"}
+    changes = {"probes": [probe], "steps": 2, "precision": "float32", "norm": {"kind": "sync"}}
+    one, two = (
+        [record for record in train(job(devices=devices, **changes)) if isinstance(record, Reading | Remark)]
+        for devices in (1, 2)
+    )
+    assert [type(record) for record in one] == [type(record) for record in two] == [Reading]
+    for name, values in one[0].arrays.items():
+        # Float32 weights, which the devices' sums left a last bit apart.
+        assert two[0].arrays[name] == pytest.approx(values, rel=1e-4)
+
+
 def test_a_resumed_training_over_two_processes_has_the_same_bits(synchronized):
     spec, records = synchronized
     middle = next(record.snapshot for record in records if isinstance(record, Checkpoint) and record.step == 2)
