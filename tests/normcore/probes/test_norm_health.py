@@ -241,12 +241,13 @@ def test_it_leaves_no_footprints_and_no_hooks():
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_the_figure_is_a_png_however_many_readings_and_layers(count):
-    norms = {"tau": FilterResponseNorm(3), "newton": IterativeNorm(3, channels_per_group=3), "none": NoNorm(3)}
-    models = {name: nn.Sequential(norm, nn.Conv2d(3, 3, 1)) for name, norm in norms.items()}
-    arms = {
-        name: [seen_in(model, maps(8, 3, 2, 2), step=step) for step in range(count)] for name, model in models.items()
-    }
-    png = draw(arms, DARK)
-    assert png[:8] == b"\x89PNG\r\n\x1a\n"
-    if count:
-        assert draw({name: unpack(pack(readings)) for name, readings in arms.items()}, DARK) == png
+    arms = {}
+    for name, norm in {"newton": IterativeNorm(3, channels_per_group=3), "none": NoNorm(3)}.items():
+        model = nn.Sequential(norm, nn.Conv2d(3, 3, 1))
+        arms[name] = [seen_in(model, maps(8, 3, 2, 2), step=step) for step in range(count)]
+    assert draw(arms, DARK)[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_what_was_kept_is_drawn_as_it_was_seen():
+    readings = [seen_in(nn.Sequential(FilterResponseNorm(3), nn.Conv2d(3, 3, 1)), maps(8, 3, 2, 2))]
+    assert draw({"": unpack(pack(readings))}) == draw({"": readings})
