@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 from normcore.learner import Learner
+from normcore.noise.noise import start_step
 from normcore.spec import JobSpec
 
 
@@ -26,6 +28,19 @@ def test_a_step_seen_again_is_the_same_step(folders):
     assert torch.equal(labels, again[2])
     assert torch.equal(learner.replay(5)(), loss)
     assert not torch.equal(other[0], loss)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_plain_replay_may_have_the_noise_of_another_step(folders, parts):
+    learner = learner_of(folders, noise={"kind": "santurkar"}, precision="float64", accumulation=parts, seed=4)
+    batch, losses = learner.batch(3), []
+    for number, (x, y) in enumerate(zip(batch.inputs.chunk(parts), batch.labels.chunk(parts), strict=True)):
+        # Update number 5 is made after 4 updates.
+        start_step(learner.model, 4, 4 * parts + number)
+        losses.append(functional.cross_entropy(learner.model(x), y))
+    later = learner.plain_replay(3, noise_ahead=2)()
+    torch.testing.assert_close(later, sum(losses) / parts)
+    assert not torch.isclose(later, learner.plain_replay(3)())
 
 
 @pytest.mark.parametrize("kind", ["batch_renorm", "power"])
