@@ -4,6 +4,8 @@ from io import BytesIO
 import pytest
 
 from api.typed_order import UnreadableOrder, read_order
+from normcore.menu.occasions import BudgetSpec
+from normcore.spec import JobSpec
 
 
 def read(*words, stdin=""):
@@ -46,6 +48,13 @@ def test_numbers_in_a_path_are_places_in_a_list():
         "probes": [{"kind": "landscape", "every": 10}],
         "hidden": [64, 32],
     }
+
+
+def test_an_occasion_of_a_probe_can_be_typed():
+    words = ["kind=landscape", "preset=deep_linear", "every.kind=budget", "every.fraction=0.05"]
+    order = read("model.kind=mlp", "data.kind=digits", *(f"probes.0.{word}" for word in words))
+    (probe,) = JobSpec.model_validate_json(order).probes
+    assert (probe.every, probe.low, probe.high) == (BudgetSpec(fraction=0.05), 0.01, 30.0)
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,26 @@ def test_what_evaluation_uses_is_made_ready_for_whoever_looks_at_it_and_counts_a
     assert steps_of(records) == [9, 33]
 
 
+def test_at_the_end_what_evaluation_uses_is_that_of_the_last_weights(folders, on_the_menu, monkeypatch):
+    gathered, read = [], []
+
+    class Evaluating(Watcher):
+        evaluates = True
+
+        def read(self, moment):
+            read.append((gathered[-1], moment.model.classifier.weight.detach().clone()))
+            return super().read(moment)
+
+    monkeypatch.setattr(
+        "normcore.train._gather_statistics",
+        lambda _, learner: gathered.append(learner.model.classifier.weight.detach().clone()),
+    )
+    on_the_menu(Evaluating)
+    list(train(job(every=2), folders=folders))
+    ((ready, last),) = read
+    assert torch.equal(ready, last)
+
+
 def vandal(where):
     """A probe that changes all that it can get at, and raises."""
 

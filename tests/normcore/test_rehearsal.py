@@ -7,6 +7,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from normcore.build import build_model
+from normcore.menu.layer_probes import CovariateShiftProbeSpec
+from normcore.menu.smoothness_probes import LandscapeProbeSpec
 from normcore.rehearsal import MIB, dataset_bytes, memory_mib
 from normcore.spec import JobSpec
 from normcore.train import train
@@ -101,3 +103,14 @@ def test_an_average_of_the_weights_is_held_beside_them():
     averaged, plain = (memory_mib(job({"model": MLP, **NONE, "ema": decay}), "cuda") for decay in (0.9, None))
     values = build_model(job({"model": MLP, **NONE}), device="meta").parameters()
     assert (averaged - plain) * MIB == pytest.approx(4 * sum(value.numel() for value in values), rel=0.05)
+
+
+def test_probes_hold_their_copies_one_after_the_other_and_those_that_see_updates_two_more():
+    def copies(*kinds):
+        parts = {"model": MLP, **NONE, "probes": [{"kind": kind, "every": 1} for kind in kinds]}
+        return (memory_mib(job(parts), "cuda") - memory_mib(job({"model": MLP, **NONE}), "cuda")) * MIB / model
+
+    model = 4 * sum(each.numel() for each in build_model(job({"model": MLP, **NONE}), device="meta").parameters())
+    assert copies("landscape") == pytest.approx(LandscapeProbeSpec.copies, rel=0.05)
+    assert copies("covariate_shift") == pytest.approx(CovariateShiftProbeSpec.copies + 2, rel=0.05)
+    assert copies("landscape", "covariate_shift") == pytest.approx(copies("covariate_shift"), rel=0.05)
