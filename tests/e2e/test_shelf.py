@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from math import isfinite
 from typing import Any
 
@@ -23,17 +24,28 @@ SPEC: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("family", ["norm", "weight"])
-def test_every_part_is_in_the_catalogue_and_trains_in_a_vgg_on_digits(laboratory: Laboratory, family: str) -> None:
-    client = laboratory.client
-    kinds = [kind_of(spec) for spec in MENU[family]]
-    assert [part.kind for part in client.catalog().families[family]] == kinds
+def test_every_norm_and_weight_method_is_in_the_catalogue_and_trains_in_a_vgg_on_digits(laboratory: Laboratory) -> None:
+    """Each job brings one norm and, as long as there are any, one weight method: a trainer's start is what a job costs.
 
-    jobs = {kind: client.submit(SPEC | {family: small(kind), "labels": {"part": kind}}) for kind in kinds}
-    ended = {kind: client.wait(job.id) for kind, job in jobs.items()}
-    assert {kind: job.reason for kind, job in ended.items() if job.state is not State.SUCCEEDED} == {}
-    for kind, job in ended.items():
+    Other pairs are walked without a laboratory in `tests/normcore/test_walk.py`.
+    """
+    client = laboratory.client
+    norms, weights = ([kind_of(spec) for spec in MENU[family]] for family in ("norm", "weight"))
+    families = client.catalog().families
+    assert [[part.kind for part in families[family]] for family in ("norm", "weight")] == [norms, weights]
+
+    pairs = [(norm or "batch", weight or "none") for norm, weight in zip_longest(norms, weights)]
+    assert ({norm for norm, _ in pairs}, {weight for _, weight in pairs}) == (set(norms), set(weights))
+    jobs = {
+        (norm, weight): client.submit(
+            SPEC | {"norm": small(norm), "weight": small(weight), "labels": {"norm": norm, "weight": weight}}
+        )
+        for norm, weight in pairs
+    }
+    ended = {pair: client.wait(job.id) for pair, job in jobs.items()}
+    assert {pair: job.reason for pair, job in ended.items() if job.state is not State.SUCCEEDED} == {}
+    for pair, job in ended.items():
         losses = [point.value for point in client.metrics(job.id, key="train/loss")]
-        assert len(losses) == SPEC["steps"], kind
-        assert all(map(isfinite, losses)), kind
-        assert len(set(losses)) > 1, kind
+        assert len(losses) == SPEC["steps"], pair
+        assert all(map(isfinite, losses)), pair
+        assert len(set(losses)) > 1, pair
