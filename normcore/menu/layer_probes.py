@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from normcore.menu.probe import RecurringProbeSpec
 
@@ -55,3 +55,22 @@ class NormHealthProbeSpec(RecurringProbeSpec):
     target: ClassVar[str] = "normcore.probes.norm_health:NormHealthProbe"
     figure: ClassVar[str] = "normcore.probes.norm_health_figure:draw"
     over_devices: ClassVar[bool] = False
+
+
+class ActivationsProbeSpec(RecurringProbeSpec):
+    """What non-linearities are given, layer by layer: moments, percentiles, dead and saturated shares, correlation."""
+
+    kind: Literal["activations"] = "activations"
+    target: ClassVar[str] = "normcore.probes.activations:ActivationsProbe"
+    figure: ClassVar[str] = "normcore.probes.activations_figure:draw"
+
+
+class GradientsProbeSpec(RecurringProbeSpec):
+    """Sizes of gradients and updates layer by layer, noise scale, and cosine with the next step's gradient."""
+
+    kind: Literal["gradients"] = "gradients"
+    batches: Annotated[int, Field(ge=2, le=64)] = 4
+    """Consecutive batches that the gradient noise scale is estimated from."""
+    target: ClassVar[str] = "normcore.probes.gradients:GradientsProbe"
+    figure: ClassVar[str] = "normcore.probes.gradients_figure:draw"
+    copies: ClassVar[int] = 5

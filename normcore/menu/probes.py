@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from normcore.menu.closing_probes import InterpolationProbeSpec, LrRangeProbeSpec, PlaneProbeSpec
-from normcore.menu.layer_probes import CovariateShiftProbeSpec, NormHealthProbeSpec, TrainEvalGapProbeSpec
+from normcore.menu.layer_probes import (
+    ActivationsProbeSpec,
+    CovariateShiftProbeSpec,
+    GradientsProbeSpec,
+    NormHealthProbeSpec,
+    TrainEvalGapProbeSpec,
+)
 from normcore.menu.smoothness_probes import CurvatureProbeSpec, LandscapeProbeSpec
 
 ProbeSpec = (
@@ -11,6 +17,8 @@ ProbeSpec = (
     | TrainEvalGapProbeSpec
     | CovariateShiftProbeSpec
     | NormHealthProbeSpec
+    | ActivationsProbeSpec
+    | GradientsProbeSpec
     | CurvatureProbeSpec
     | LrRangeProbeSpec
     | PlaneProbeSpec

@@ -38,14 +38,14 @@ class GradientsProbe:
 
       which is the paper's estimate from the batch sizes B and m B; both are unbiased where batches are independent.
 
-    The scalars `gradient_norm`, `update_ratio`, `cosine` and `noise_scale` are the same for all parameters together;
-    `depth_slope` is the slope of the line of least squares through log10 `gradient_norm` of the layers over their
-    number, in decades per layer: above zero gradients vanish on their way from the loss to the input, below zero they
-    explode. The array `noise` holds tr(Sigma) and |G|^2 of all parameters, and B: the ratio of the two is noisy and
-    biased, so over several readings average both before dividing. A ratio without a positive denominator is NaN, and no
-    scalar; so is `noise_scale` where the estimate of |G|^2 is not positive, which a larger `batches` mends, and where
-    the model is not given a batch as its first argument. Where all batches are the same, as in full-batch descent, it
-    is 0 but for rounding.
+    The scalars `gradient_norm_total`, `update_ratio_total`, `cosine_total` and `noise_scale_total` are the same for all
+    parameters together. `depth_slope` is the slope of the line of least squares through log10 `gradient_norm` of the
+    layers over their number, in decades per layer: above zero gradients vanish on their way from the loss to the input,
+    below zero they explode. The array `noise` holds tr(Sigma) and |G|^2 of all parameters, and B: the ratio of the two
+    is noisy and biased, so over several readings average both before dividing. A ratio without a positive denominator
+    is NaN, and no scalar; so is `noise_scale` where the estimate of |G|^2 is not positive, which a larger `batches`
+    mends, and where the model is not given a batch as its first argument. Where all batches are the same, as in
+    full-batch descent, it is 0 but for rounding.
 
     With batch statistics the samples of a batch are not independent, and Sigma B depends on B: the noise scale is that
     of batches of this size. Noise and dropout are drawn anew for each batch, and count as noise. Gradients are those of
@@ -65,8 +65,8 @@ class GradientsProbe:
         >>> model = nn.Linear(2, 1, bias=False)
         >>> _ = model.weight.data.copy_(torch.tensor([[3.0, 4.0]]))
         >>> reading = look(GradientsProbe(), model, lambda: model(torch.eye(2)).square().sum() / 2, lr=0.1)
-        >>> reading.arrays["gradient_norm"], {name: round(value, 6) for name, value in reading.scalars.items()}
-        ((5.0,), {'gradient_norm': 5.0, 'update_ratio': 0.1, 'cosine': 1.0, 'noise_scale': 0.0})
+        >>> {name: round(value, 6) for name, value in reading.scalars.items()}
+        {'gradient_norm_total': 5.0, 'update_ratio_total': 0.1, 'cosine_total': 1.0, 'noise_scale_total': 0.0}
     """
 
     kind: ClassVar[str] = "gradients"
@@ -93,7 +93,9 @@ class GradientsProbe:
         names = ("gradient_norm", "update_ratio", "cosine", "noise_scale")
         arrays = {name: tuple(layer[name] for layer in layers) for name in names}
         arrays["noise"] = whole["trace"], whole["signal"], samples
-        scalars = {name: whole[name] for name in names} | {"depth_slope": depth_slope(arrays["gradient_norm"])}
+        scalars = {f"{name}_total": whole[name] for name in names} | {
+            "depth_slope": depth_slope(arrays["gradient_norm"])
+        }
         finite = {name: value for name, value in scalars.items() if isfinite(value)}
         return Reading(self.kind, moment.step, finite, arrays, tuple(groups)[:-1])
 
@@ -115,8 +117,9 @@ def depth_slope(norms: Sequence[float]) -> float:
     if len(points) < 2:
         return nan
     middle, mean = (sum(column) / len(points) for column in zip(*points, strict=True))
-    rise = sum((place - middle) * (value - mean) for place, value in points)
-    return rise / sum((place - middle) ** 2 for place, _ in points)
+    rise: float = sum((place - middle) * (value - mean) for place, value in points)
+    run: float = sum((place - middle) ** 2 for place, _ in points)
+    return rise / run
 
 
 ALL = "*"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -15,14 +14,16 @@ if TYPE_CHECKING:
 
 USUAL = 1e-3
 """Update over weight, of which one reads that it should be about that."""
+WINDOW = 5
+"""Readings that a point of the line of the noise scale is of."""
 
 
 def draw(arms: Arms, theme: Theme = LIGHT) -> bytes:
     """Five panels over the steps, as PNG: gradient norm, update ratio with a line at 1e-3 and cosine, a line per layer;
-    noise scale; slope over the depth with a line at 0.
+    slope over the depth with a line at 0; noise scale.
     """
     panels = (
-        Panel("gradient norm (L2)", partial(_lines, name="gradient_norm", legend=True)),
+        Panel("gradient norm (L2)", _norms),
         Panel("slope over depth\n(decades per layer)", _slope, scale="linear"),
         Panel("update / weight\n(L2 norms)", _updates),
         Panel("cosine of a gradient\nwith the next step's", _cosines, scale="linear"),
@@ -31,40 +32,49 @@ def draw(arms: Arms, theme: Theme = LIGHT) -> bytes:
     return draw_panels("Gradients, layer by layer", panels, arms, theme)
 
 
-def _lines(axes: Axes, readings: Sequence[Reading], theme: Theme, *, name: str, legend: bool = False) -> None:
-    layer_curves(axes, readings, name, theme, legend=legend)
+def _norms(axes: Axes, readings: Sequence[Reading], theme: Theme) -> None:
+    layer_curves(axes, readings, "gradient_norm", theme)
+    if axes.lines:
+        # Room for the legend above the lines.
+        axes.margins(y=0.35)
+        axes.legend(loc="upper right", frameon=False, fontsize="small")
 
 
 def _slope(axes: Axes, readings: Sequence[Reading], theme: Theme) -> None:
     curve(axes, readings, "depth_slope", theme.main)
-    axes.axhline(0.0, color=theme.contrast, linestyle="--", linewidth=1, label="above: vanishing, below: exploding")
-    axes.margins(y=0.3)
-    axes.legend(loc="upper right", frameon=False, fontsize="small")
+    _line(axes, 0.0, "above: vanishing, below: exploding", theme)
 
 
 def _updates(axes: Axes, readings: Sequence[Reading], theme: Theme) -> None:
     layer_curves(axes, readings, "update_ratio", theme)
-    axes.axhline(USUAL, color=theme.contrast, linestyle="--", linewidth=1, label=f"{USUAL:g}: usual")
-    axes.legend(loc="best", frameon=False, fontsize="small")
+    _line(axes, USUAL, f"{USUAL:g}: usual", theme)
 
 
 def _cosines(axes: Axes, readings: Sequence[Reading], theme: Theme) -> None:
     layer_curves(axes, readings, "cosine", theme)
-    curve(axes, readings, "cosine", theme.contrast, label="all parameters", style="--")
-    axes.set_ylim(-1.05, 1.05)
-    axes.legend(loc="lower right", frameon=False, fontsize="small")
+    curve(axes, readings, "cosine_total", theme.contrast, style="--")
+    axes.legend(handles=axes.lines[-1:], labels=["all parameters"], loc="upper right", frameon=False, fontsize="small")
+    axes.set_ylim(-1.05, 1.55)
+
+
+def _line(axes: Axes, value: float, label: str, theme: Theme) -> None:
+    line = axes.axhline(value, color=theme.contrast, linestyle="--", linewidth=1)
+    axes.margins(y=0.3)
+    axes.legend(handles=[line], labels=[label], loc="upper right", frameon=False, fontsize="small")
 
 
 def _noise(axes: Axes, readings: Sequence[Reading], theme: Theme) -> None:
-    curve(axes, readings, "noise_scale", theme.contrast, label="of a reading", style="none")
-    # Of all so far: mean noise over mean signal, each of which a single reading estimates badly.
-    sums, seen = [0.0, 0.0], []
-    for reading in readings:
-        trace, signal, samples = reading.arrays["noise"]
-        if isfinite(trace + signal + samples):
-            sums = [sums[0] + samples * trace, sums[1] + signal]
-            if sums[1] > 0:
-                seen.append((reading.step, sums[0] / sums[1]))
-    steps, means = zip(*seen, strict=True) if seen else ((), ())
-    axes.plot(steps, means, color=theme.main, linewidth=1, label="of all readings so far")
-    axes.legend(loc="best", frameon=False, fontsize="small")
+    curve(axes, readings, "noise_scale_total", theme.contrast, label="of a reading", style="none")
+    # Mean noise over mean signal, each of which a single reading estimates badly.
+    seen = [(reading.step, *reading.arrays["noise"]) for reading in readings]
+    finite = [each for each in seen if all(map(isfinite, each))]
+    steps, scales = [], []
+    for last in range(len(finite)):
+        some = finite[max(0, last + 1 - WINDOW) : last + 1]
+        signal = sum(each[2] for each in some)
+        if signal > 0:
+            steps.append(finite[last][0])
+            scales.append(sum(each[1] * each[3] for each in some) / signal)
+    axes.plot(steps, scales, color=theme.main, linewidth=1, label=f"of the last {WINDOW} readings")
+    axes.margins(y=0.3)
+    axes.legend(loc="upper right", ncols=2, frameon=False, fontsize="small")

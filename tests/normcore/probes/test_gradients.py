@@ -59,7 +59,7 @@ def test_of_a_linear_loss_gradients_are_the_samples_and_all_is_closed_form():
         "cosine": functional.cosine_similarity(means[0], means[1], dim=0).item(),
         "noise_scale": samples * (trace / signal).item(),
     }
-    assert reading.scalars == pytest.approx(expected, rel=1e-12)
+    assert reading.scalars == pytest.approx({f"{name}_total": value for name, value in expected.items()}, rel=1e-12)
     for name, value in expected.items():
         assert reading.arrays[name] == pytest.approx((value,), rel=1e-12), name
     assert (reading.layers, reading.probe, reading.step) == (("",), "gradients", 7)
@@ -92,16 +92,16 @@ def test_it_is_the_estimate_of_the_paper_from_two_batch_sizes():
 def test_equal_batches_have_no_noise():
     model, x = linear(), gaussian(4, 5)
     reading = read(model, lambda _: model(x).square().mean(), [model.weight.detach()], batches=4)
-    assert reading.scalars["noise_scale"] == pytest.approx(0, abs=1e-12)
+    assert reading.scalars["noise_scale_total"] == pytest.approx(0, abs=1e-12)
 
 
 def test_a_gradient_that_is_all_noise_has_no_noise_scale():
     model, a = linear(), gaussian(2, 5)
     reading = read(model, lambda ahead: model(a * (-1) ** ahead).mean(), [model.weight.detach()], batches=2)
-    assert "noise_scale" not in reading.scalars
+    assert "noise_scale_total" not in reading.scalars
     assert math.isnan(reading.arrays["noise_scale"][0])
     assert reading.arrays["noise"][1] < 0
-    assert reading.scalars["cosine"] == pytest.approx(-1)
+    assert reading.scalars["cosine_total"] == pytest.approx(-1)
 
 
 def test_on_a_quadratic_the_next_gradient_is_that_at_the_new_weights():
@@ -111,10 +111,10 @@ def test_on_a_quadratic_the_next_gradient_is_that_at_the_new_weights():
     after = theta - 0.3 * theta @ hessian
     reading = read(model, lambda _: (model.weight @ hessian * model.weight).sum() / 2, [after])
     g, h = theta @ hessian, after @ hessian
-    assert reading.scalars["cosine"] == pytest.approx(functional.cosine_similarity(g, h).item(), rel=1e-12)
-    assert reading.scalars["update_ratio"] == pytest.approx(0.3 * (g.norm() / theta.norm()).item(), rel=1e-12)
+    assert reading.scalars["cosine_total"] == pytest.approx(functional.cosine_similarity(g, h).item(), rel=1e-12)
+    assert reading.scalars["update_ratio_total"] == pytest.approx(0.3 * (g.norm() / theta.norm()).item(), rel=1e-12)
     # No batch is given to the model, so there is no size to state the noise in.
-    assert "noise_scale" not in reading.scalars
+    assert "noise_scale_total" not in reading.scalars
 
 
 def test_scalars_are_of_all_parameters_and_arrays_of_the_weights_of_layers():
@@ -129,7 +129,7 @@ def test_scalars_are_of_all_parameters_and_arrays_of_the_weights_of_layers():
         tuple(gradients[name].norm().item() for name in ("0.weight", "2.weight"))
     )
     everything = torch.cat([gradient.flatten() for gradient in gradients.values()])
-    assert reading.scalars["gradient_norm"] == pytest.approx(everything.norm().item())
+    assert reading.scalars["gradient_norm_total"] == pytest.approx(everything.norm().item())
     assert reading.arrays["update_ratio"] == pytest.approx((0.5, 0.5))
 
 
@@ -222,7 +222,7 @@ def test_every_kind_of_model_gives_a_reading(model, data, precision):
     assert reading.arrays["noise"][2] == 16
     assert all(map(math.isfinite, reading.arrays["gradient_norm"]))
     assert len(reading.layers) == len(reading.arrays["cosine"]) >= 3
-    assert set(reading.scalars) >= {"gradient_norm", "update_ratio", "cosine", "depth_slope"}
+    assert set(reading.scalars) >= {"gradient_norm_total", "update_ratio_total", "cosine_total", "depth_slope"}
     assert draw({"": [reading]})
 
 
