@@ -9,10 +9,12 @@ import torch
 from normcore.learner import Learner
 from normcore.menu.smoothness_probes import LandscapeProbeSpec
 from normcore.records import Checkpoint, Diverged, Figure, Finished, Metrics, Reading, Remark, Stopped
+from normcore.snapshot import readings_of
 from normcore.spec import JobSpec
 from normcore.train import train
 from tests.normcore.probes.test_no_footprints import of_the_training
 from tests.normcore.test_resume import through_the_wire
+from worker.checkpoint import load, save
 
 SPEC = {
     "model": {"kind": "mlp", "hidden": [8]},
@@ -339,6 +341,29 @@ def test_what_watches_is_watched_on_schedule_and_goes_on_after_a_resume_bit_for_
         )
         assert "watched.landscape.total" in ours
         assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
+
+
+def test_layers_facts_and_who_failed_come_through_a_checkpoint_on_disk(folders, tmp_path, on_the_menu):
+    class Layered(Probe):
+        def read(self, moment):
+            if moment.step == 3:
+                raise ZeroDivisionError
+            values = (1.0, float("nan"), float("inf"))
+            scalars = {"odd": 1.0} if moment.step % 2 else {}
+            return Reading("landscape", moment.step, scalars, {"a": values}, ("x", "y.0", "z"), {"bn_mode": "batch"})
+
+    on_the_menu(Layered)
+    whole = list(train(job(every=1), folders=folders))
+    readings = [record for record in whole if isinstance(record, Reading)]
+    assert [reading.step for reading in readings] == [1, 2]
+    snapshot = [record.snapshot for record in whole if isinstance(record, Checkpoint)][1]
+    loaded = load(save(tmp_path, snapshot).path)
+    assert repr(readings_of(loaded)) == repr(readings)
+    again = list(train(job(every=1), folders=folders, resume=loaded))
+    assert (steps_of(again), failures(again)) == ([], [])
+    ours, theirs = ([r for r in told if isinstance(r, Checkpoint)][-1].snapshot for told in (again, whole))
+    assert ours.facts == theirs.facts
+    assert ours.facts["failed"] == ["landscape"]
 
 
 def test_an_end_that_is_none_any_more_is_forgotten(folders, on_the_menu):

@@ -1,13 +1,18 @@
 """An order of a job over two processes, carried out by a worker's trainer."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from normcore.menu.smoothness_probes import LandscapeProbeSpec
+from normcore.probes.archive import unpack
 from normcore.records import Finished, Metrics, Remark
 from normcore.refusal import Refusal
 from normcore.spec import JobSpec
 from worker.exits import Exit
 from worker.training import run
-from worker.wire import Kept, Order
+from worker.wire import Kept, Made, Order
 
 SPEC = JobSpec.model_validate(
     {"model": {"kind": "mlp"}, "data": {"kind": "digits", "size": 8}, "batch_size_per_device": 8, "devices": 2}
@@ -32,3 +37,19 @@ def test_a_worker_with_fewer_devices_refuses_the_job(tmp_path):
     with pytest.raises(Refusal, match=sentence) as refused:
         run(order(tmp_path, 1), "cpu", print, lambda: False)
     assert refused.value.code == "too-few-devices"
+
+
+def test_readings_that_could_not_be_drawn_are_kept_and_the_failure_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(LandscapeProbeSpec, "figure", "math:nothing")
+    probe = {"kind": "landscape", "every": 1, "points": 2}
+    spec = SPEC.model_dump() | {"devices": 1, "batch_size_per_device": None, "batch_size": 8, "probes": [probe]}
+    said = []
+    sent = replace(order(tmp_path, 1), spec=JobSpec.model_validate(spec).model_dump_json())
+    assert run(sent, "cpu", said.append, lambda: False) is Exit.DONE
+    (remark,) = [message for message in said if isinstance(message, Remark)]
+    assert remark.code == "probe-landscape-failed"
+    assert remark.detail.startswith("the probe could not draw its figure: AttributeError")
+    (made,) = [message for message in said if isinstance(message, Made)]
+    assert made.path == "readings/landscape.npz"
+    assert [reading.step for reading in unpack(Path(made.file).read_bytes())] == [1, 2]
+    assert isinstance(said[-1], Finished)
