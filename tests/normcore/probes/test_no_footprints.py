@@ -14,7 +14,7 @@ COMMON = {
     "batch_size": 8,
     "steps": STEPS,
     "evaluate_every": 4,
-    "checkpoint_every": 1,
+    "checkpoint_every": 2,
     "deterministic": True,
     "schedule": {"kind": "cosine"},
     "optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.9, "clip_norm": 1.0},
@@ -40,7 +40,7 @@ MODELS = {
         "norm": {"kind": "layer"},
     },
 }
-SMALL = {"points": 3, "steps": 10, "every": 2, "per_side": 3, "iterations": 4, "samples": 2, "probes": 2, "batches": 2}
+SMALL = {"points": 3, "steps": 10, "every": 2, "iterations": 4, "samples": 2, "batches": 2}
 """Knobs of any probe with which it has little to do."""
 
 
