@@ -47,7 +47,8 @@ class ActivationsProbe:
 
     Moments are exact, in float64. Percentiles and covariances are exact up to about 32,000 values and 4,000 rows, and
     else those of an evenly spaced sample. On several devices percentiles are the means of the devices', all else that
-    of the whole batch. Costs a forward pass and some passes over the activations: from 0.4 to 0.9 of a training step.
+    of the whole batch. Costs a forward pass and some passes over the activations: on a CPU 0.8 to 1.4 training steps of
+    a VGG, ResNet or transformer; of an LSTM or an MLP whose steps take some milliseconds, 2 to 4.
 
     Example:
         >>> from normcore.probes.look import look
@@ -84,7 +85,7 @@ class ActivationsProbe:
 
     def cost(self, model: nn.Module) -> float:  # noqa: ARG002
         """A forward pass, and passes over the activations."""
-        return 0.7
+        return 1.3
 
 
 def _scalars(arrays: Mapping[str, tuple[float, ...]]) -> dict[str, float]:

@@ -55,7 +55,8 @@ class GradientsProbe:
 
     Layers are in the order of `model.named_modules()`, which in the models on the menu is that of a forward pass.
 
-    Costs `batches` forward and backward passes, in the memory of a whole batch, and three copies of the parameters.
+    Costs `batches` forward and backward passes, in the memory of a whole batch, and sums over the parameters: with 4
+    batches on a CPU 4 to 4.8 training steps. Holds five copies of the parameters.
 
     Args:
         batches: Gradients that the noise scale is estimated from, the step's own among them; at least 2.
@@ -100,8 +101,8 @@ class GradientsProbe:
         return Reading(self.kind, moment.step, finite, arrays, tuple(groups)[:-1])
 
     def cost(self, model: nn.Module) -> float:  # noqa: ARG002
-        """A step for each gradient but the step's own, and one for the next step's."""
-        return float(self.batches)
+        """A step for each gradient but the step's own, one for the next step's, and what sums over them take."""
+        return self.batches + 0.5
 
 
 def depth_slope(norms: Sequence[float]) -> float:
