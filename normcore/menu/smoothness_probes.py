@@ -62,7 +62,7 @@ class CurvatureProbeSpec(RecurringProbeSpec):
     kind: Literal["curvature"] = "curvature"
     every: Every = 200
     """Steps between two readings, or one of the occasions: epochs, log_spaced, budget. A reading takes as long as 60 to
-    100 steps."""
+    110 steps."""
     eigenvalues: Annotated[int, Field(ge=1, le=100)] = 3
     """How many of the largest eigenvalues; at most iterations."""
     iterations: Annotated[int, Field(ge=2, le=200)] = 20
@@ -77,7 +77,11 @@ class CurvatureProbeSpec(RecurringProbeSpec):
     """What is computed in: the dtype of the parameters, never half precision; or float64."""
     target: ClassVar[str] = "normcore.probes.curvature:CurvatureProbe"
     figure: ClassVar[str] = "normcore.probes.curvature_figure:draw"
-    copies: ClassVar[int] = 30
+
+    @property
+    def copies(self) -> int:  # type: ignore[override]
+        """The vectors of Lanczos, and ten of what is in work."""
+        return self.iterations + 10
 
     @model_validator(mode="after")
     def _enough_of_what_others_are_made_of(self) -> Self:

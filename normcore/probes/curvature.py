@@ -20,8 +20,8 @@ from normcore.records import Reading
 GRID = 256
 """Points at which the spectral density is told."""
 
-STEPS_PER_PRODUCT = 3.0
-"""Training steps that a product with the Hessian takes: 2 of a VGG without a norm, 3.4 with batch norm."""
+STEPS_PER_PRODUCT = 3.5
+"""Training steps that a product with the Hessian takes: 2 to 2.5 of a VGG without a norm, 3.4 to 4.2 with batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +57,8 @@ class CurvatureProbe:
     that of their forward pass (batch renormalization, power norm) have a Hessian only with what they remember held
     still, and the facts then say so; see `normcore.probes.hessian.is_held`.
 
-    Costs `iterations density_samples + samples - density_samples + 1` products with H, each about 3 training steps,
-    or 85 steps as it comes; the graphs of a forward and a backward pass, of all micro-batches at once; and
+    Costs `iterations density_samples + samples - density_samples + 1` products with H, each about 3.5 training steps,
+    or 100 steps as it comes; the graphs of a forward and a backward pass, of all micro-batches at once; and
     `iterations` copies of the parameters.
 
     Args:

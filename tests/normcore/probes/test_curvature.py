@@ -205,7 +205,7 @@ def test_it_makes_as_many_products_as_it_says(knobs, products, monkeypatch):
     _, model = random_quadratic(30)
     read(model, model, **knobs)
     assert len(asked) == products
-    assert CurvatureProbe(**knobs).cost(model) == 1 + 3 * products
+    assert CurvatureProbe(**knobs).cost(model) == 1 + 3.5 * products
 
 
 @pytest.mark.parametrize(
@@ -224,6 +224,10 @@ def test_it_makes_as_many_products_as_it_says(knobs, products, monkeypatch):
 def test_knobs_that_do_not_fit_are_refused(knobs, said):
     with pytest.raises(ValidationError, match=said):
         CurvatureProbeSpec(**knobs)
+
+
+def test_it_holds_a_copy_of_the_parameters_per_iteration():
+    assert CurvatureProbeSpec(iterations=50).copies - CurvatureProbeSpec(iterations=20).copies == 30
 
 
 def test_the_defaults_of_the_probe_are_those_of_the_menu():
