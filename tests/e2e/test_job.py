@@ -33,7 +33,7 @@ SPEC: dict[str, Any] = {
     "probes": [{"kind": "landscape", "every": 50, "points": 4}],
     "labels": {"course": "6.867"},
 }
-MEASURED = ("time/", "memory/")
+MEASURED = ("time/", "memory/", "probe/overhead")
 """Curves of the machine, which differ from one run to the next."""
 
 

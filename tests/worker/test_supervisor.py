@@ -31,6 +31,8 @@ from worker.tasks import Workplace, work
 
 pytestmark = pytest.mark.xdist_group("trainers")
 
+CLOCKS = ("time/", "memory/", "probe/overhead")
+"""Curves that a clock or the allocator decides."""
 LONG = 1_000_000
 """Steps of a training that does not end by itself while a test looks at it."""
 
@@ -155,8 +157,8 @@ def uninterrupted(spec: JobSpec, cache: Path) -> tuple[str, dict[tuple[str, int]
 
 
 def measured(points: dict[tuple[str, int], float]) -> dict[tuple[str, int], float]:
-    """Without the times, which differ from run to run."""
-    return {name: value for name, value in points.items() if not name[0].startswith(("time/", "memory/"))}
+    """Without times and shares of time, which differ from run to run."""
+    return {name: value for name, value in points.items() if not name[0].startswith(CLOCKS)}
 
 
 def curves(book: Book, job_id: str) -> dict[tuple[str, int], float]:
