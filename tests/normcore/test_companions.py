@@ -55,6 +55,7 @@ def synchronized():
     probes = [
         {"kind": "landscape", "every": 2, "points": 2},
         {"kind": "covariate_shift", "every": 2},
+        {"kind": "curvature", "every": 2, "iterations": 4},
         {"kind": "lr_range", "steps": 10, "high": 1.0},
         {"kind": "plane", "every": 1, "points": 3, "directions": "trajectory"},
         {"kind": "interpolation", "points": 3, "bn_mode": "frozen"},
@@ -74,7 +75,7 @@ def test_two_processes_with_sync_are_one_with_the_same_batch(synchronized):
     assert points(two) == pytest.approx(points(one), rel=1e-9, abs=1e-12)
     assert {key for key, _ in points(two)} >= {"train/loss", "train/accuracy", "test/accuracy", "landscape/loss_max"}
     readings = [[record.arrays for record in records if isinstance(record, Reading)] for records in (one, two)]
-    assert len(readings[0]) == 2 * 2 + 3
+    assert len(readings[0]) == 3 * 2 + 3
     for ours, theirs in zip(*readings, strict=True):
         assert ours.keys() == theirs.keys()
         for name in ours:
