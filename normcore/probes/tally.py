@@ -154,10 +154,11 @@ class Tally:
             if self._slope is not None:
                 wide = part.to(torch.promote_types(part.dtype, torch.float32))
                 self._saturated += (self._slope(wide).abs() < FLAT).sum()
-            self._add_part(part.double())
+            self._add_part(part)
 
     def _begin(self, rows: Tensor) -> None:
-        first = rows[: max(1, PART // rows.shape[1])].double()
+        # Any center near the mean will do.
+        first = rows[: max(1, SAMPLED_VALUES // rows.shape[1])].double()
         count, width = min(rows.numel(), PART), rows.shape[1]
         # Not a divisor of what may repeat itself, the channels and powers of two: all are to be met.
         self._thinning = _stride(count, SAMPLED_VALUES, width), _stride(count // width, SAMPLED_ROWS, 2)
@@ -170,17 +171,17 @@ class Tally:
     def _add_part(self, part: Tensor) -> None:
         assert self._thinning is not None
         values, rows = self._thinning
-        self._sample.append(part.reshape(-1)[::values].clone())
+        self._sample.append(part.reshape(-1)[::values].to(torch.float64, copy=True))
         if part.shape[1] == self._width:
-            some = part[::rows, :CHANNELS] - self._centers
+            some = part[::rows, :CHANNELS].double() - self._centers
             self._rows += len(some)
             self._first += some.sum(0)
             self._second += some.T @ some
-        apart = part - self._center
+        # In place and by inner products: fresh memory costs more than sums do.
+        apart = part.to(torch.float64, copy=True).sub_(self._center).reshape(-1)
         square = apart.square()
-        sums = torch.stack([apart.sum(), square.sum(), square.mul_(apart).sum()])
         self._values[0] += part.numel()
-        self._values[1:] += sums
+        self._values[1:] += torch.stack([apart.sum(), torch.dot(apart, apart), torch.dot(square, apart)])
 
 
 def effective_rank(covariance: Tensor) -> float:
