@@ -14,13 +14,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from normcore.data.folders import DataFolders
 from normcore.ranks import Ranks
@@ -47,6 +47,8 @@ class Part:
     device: torch.device
     folders: DataFolders | None
     resume: Snapshot | None
+    others: Mapping[str, Mapping[str, Tensor]] | None
+    """Last weights of other jobs."""
     meeting: Path
     """A folder that the ranks share."""
     threads: int
@@ -60,6 +62,7 @@ def accompanied(
     device: torch.device,
     folders: DataFolders | None,
     resume: Snapshot | None,
+    others: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Generator[Record]:
     """The records of a training's first rank, with the other ranks in processes of their own beside it.
 
@@ -71,6 +74,7 @@ def accompanied(
         device: The first rank's. On GPUs the others take the visible ones after it, in a circle.
         folders: Where datasets lie.
         resume: What the training goes on from.
+        others: Last weights of other jobs, which all ranks need.
 
     Raises:
         Refusal: There are fewer GPUs than the job asks for.
@@ -87,7 +91,7 @@ def accompanied(
     with tempfile.TemporaryDirectory(prefix="normcore-ranks-") as folder:
         meeting = Path(folder)
         parts = [
-            Part(Ranks(rank, spec.devices), spec, devices[rank], folders, resume, meeting, share, fraction)
+            Part(Ranks(rank, spec.devices), spec, devices[rank], folders, resume, others, meeting, share, fraction)
             for rank in range(spec.devices)
         ]
         processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -233,7 +237,14 @@ def main() -> None:
     _ready(part).touch()
     try:
         with _in_group(part):
-            attend(part.spec, part.ranks, device=part.device, folders=part.folders, resume=part.resume)
+            attend(
+                part.spec,
+                part.ranks,
+                device=part.device,
+                folders=part.folders,
+                resume=part.resume,
+                others=part.others,
+            )
     except Exception as error:
         with suppress(OSError):
             words, draft = _words(part.meeting, part.ranks.rank), part.meeting / f".error{part.ranks.rank}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf
 
 from torch import Tensor
@@ -29,13 +29,22 @@ class Instruments:
         learner: Which computes it.
         curves: Whose clock they stop, and whose time a budget is a fraction of.
         make_ready: Prepares what evaluation would use, for the probes that look at it.
+        others: Last weights of other jobs, for the probes that name them.
 
     Attributes:
         readings: All so far, by step.
     """
 
-    def __init__(self, spec: JobSpec, learner: Learner, curves: Curves, make_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        learner: Learner,
+        curves: Curves,
+        make_ready: Callable[[], None],
+        others: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> None:
         self._spec, self._learner, self._curves, self._make_ready = spec, learner, curves, make_ready
+        self._others = {} if others is None else others
         self._all = [Instrument(each, each.part()(**each.knobs())) for each in spec.probes]
         self._budgeted = any(isinstance(getattr(each, "every", None), BudgetSpec) for each in spec.probes)
         self._sitting: Sitting | None = None
@@ -53,7 +62,7 @@ class Instruments:
             due = [each for each, is_due in zip(self._all, said, strict=True) if is_due]
         unsaid, self._unsaid = self._unsaid, []
         parts = (self._spec, self._learner, self._curves, self._make_ready, step)
-        self._sitting = Sitting(*parts, due, [*unsaid]) if due or unsaid else None
+        self._sitting = Sitting(*parts, due, [*unsaid], self._others) if due or unsaid else None
         self._steps += 1
 
     def before_update(self, lr: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import isfinite
@@ -52,6 +52,7 @@ class Sitting:
     step: int
     due: list[Instrument]
     seen: list[Reading | Remark]
+    others: Mapping[str, Mapping[str, Tensor]]
     _remembered: list[Tensor] = field(init=False)
     _before: list[Tensor] = field(default_factory=list)
     _gradient: tuple[Tensor | None, ...] = ()
@@ -124,7 +125,7 @@ class Sitting:
         replay = learner.replay(step, remembered)
         parameters = (origin, gradient, updated)
         rest = (self.spec.seed, learner.ranks, learner.anew)
-        return Moment(step, lr, learner.model, replay, plain, *parameters, *rest)
+        return Moment(step, lr, learner.model, replay, plain, *parameters, *rest, self.others)
 
     def _read(self, each: Instrument, moment: Moment) -> None:
         seen: list[Reading] = []

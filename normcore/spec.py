@@ -89,6 +89,12 @@ class JobSpec(Spec):
     labels: Annotated[dict[LabelKey, Label], Field(max_length=32)] = {}
     """Words of your own to find the job by; they become tags of the MLflow run."""
 
+    @property
+    def named_jobs(self) -> dict[int, str]:
+        """The ids of the other jobs whose last weights probes ask for, by the probes' places."""
+        named = ((place, getattr(probe, "job", None)) for place, probe in enumerate(self.probes))
+        return {place: job for place, job in named if job is not None}
+
     @model_validator(mode="before")
     @classmethod
     def _batch_size_of_all_devices(cls, given: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -60,6 +60,7 @@ def train(
     folders: DataFolders | None = None,
     resume: Snapshot | None = None,
     stop: Callable[[], bool] | None = None,
+    others: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Iterator[Record]:
     """Train as the spec says, and yield what happens as it happens.
 
@@ -89,6 +90,8 @@ def train(
         folders: Where datasets lie; below the working directory when not given.
         resume: Go on from this snapshot of the same job.
         stop: Asked after every step whether to stop there.
+        others: Last weights of other jobs, for the probes that name one, as state dicts by the names that they are
+            named by. One that is missing fails its probe, and not the training.
 
     Raises:
         Refusal: The model cannot be built, the batch is larger than the data, or the dataset is not to be had.
@@ -115,9 +118,9 @@ def train(
             "the figures of probes are drawn with matplotlib, which is not installed; "
             "install it: pip install 'normcore[figures]'"
         )
-    records = _train(spec, device, folders, resume, stop, Ranks(0, spec.devices))
+    records = _train(spec, device, folders, resume, stop, Ranks(0, spec.devices), others)
     if spec.devices > 1:
-        records = accompanied(records, spec, device, folders, resume)
+        records = accompanied(records, spec, device, folders, resume, others)
     return isolated(records, deterministic=spec.deterministic, device=device, tf32=spec.precision == "tf32")
 
 
@@ -128,12 +131,13 @@ def attend(
     device: torch.device,
     folders: DataFolders | None = None,
     resume: Snapshot | None = None,
+    others: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Be a rank of a training other than the first, in a process group that it is in already: compute, and say nothing.
 
     The arguments are those of `train`.
     """
-    records = _train(spec, device, folders, resume, None, ranks)
+    records = _train(spec, device, folders, resume, None, ranks, others)
     for _ in isolated(records, deterministic=spec.deterministic, device=device, tf32=spec.precision == "tf32"):
         pass
 
@@ -145,13 +149,14 @@ def _train(
     resume: Snapshot | None,
     stop: Callable[[], bool] | None,
     ranks: Ranks = ALONE,
+    others: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Generator[Record]:
     torch.manual_seed(stream_seed(ranks.seed(spec.seed), "torch"))
     learner = Learner(spec, device, folders, ranks)
     model = learner.model
     schedule: Schedule = spec.schedule.part()(spec.optimizer.lr, spec.num_steps, **spec.schedule.knobs())
     curves = Curves(spec.record_every, device, classifies=learner.classifies, ranks=ranks)
-    instruments = Instruments(spec, learner, curves, partial(_gather_statistics, spec, learner))
+    instruments = Instruments(spec, learner, curves, partial(_gather_statistics, spec, learner), others)
     done, best = _begin(spec, learner, instruments, resume)
 
     yield from ranks.remarks(model, done)

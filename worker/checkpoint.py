@@ -140,6 +140,18 @@ def load(path: Path) -> Snapshot:
     return Snapshot(step=saved.step, tensors=tensors, facts=_read_state(path)["facts"])
 
 
+def weights(path: Path) -> dict[str, Tensor]:
+    """Verify a checkpoint and read its model's parameters and buffers, by their names, into CPU tensors.
+
+    Raises:
+        CorruptCheckpoint: if a file is missing, torn or altered.
+    """
+    from safetensors.torch import load_file
+
+    verify(path)
+    return load_file(path / MODEL)
+
+
 def sha256_of(tensors: Mapping[str, Tensor]) -> str:
     """The hash of tensors: of each name, dtype, shape and bytes, in the order of the names.
 

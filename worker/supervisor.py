@@ -12,11 +12,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from normcore.records import Diverged, Finished, Metrics, Remark, Stopped
-from worker import resume
+from worker import last_weights, resume
 from worker.book import Book, BookUnavailable
 from worker.child import Child
 from worker.clerk import Clerk
@@ -47,7 +48,7 @@ class Supervisor:
         child: A warm trainer.
         spool: Where everything is written that MLflow shall have.
         claimed_at: The monotonic time before the claim.
-        fetch: Brings a checkpoint's files from MLflow into a folder; None where they cannot be had.
+        fetch: Brings a checkpoint's files from a run of MLflow into a folder; None where they cannot be had.
         draining: Set when the worker is to end: the job goes back to the queue, at no charge.
         first_step: Called once, after the first step.
     """
@@ -61,7 +62,7 @@ class Supervisor:
         settings: Settings,
         *,
         claimed_at: float,
-        fetch: Callable[[Claim, CheckpointRow, Path], Path | None],
+        fetch: Callable[[str | None, CheckpointRow, Path], Path | None],
         draining: threading.Event,
         first_step: Callable[[], None],
     ) -> None:
@@ -106,7 +107,8 @@ class Supervisor:
         start = resume.Start()
         if claim.attempt > 1:
             resume.sweep(self._folder, claim.checkpoints)
-            start = resume.choose(claim.checkpoints, lambda row: self._fetch(claim, row, self._folder / "fetched"))
+            fetched, run_id = self._folder / "fetched", claim.mlflow_run_id
+            start = resume.choose(claim.checkpoints, lambda row: self._fetch(run_id, row, fetched))
             self._insist(lambda: self._book.resumed(claim.token, start.step, start.passed_over))
         order = Order(
             spec=claim.spec.model_dump_json(),
@@ -116,10 +118,25 @@ class Supervisor:
             cache_dir=str(self._settings.state_dir.absolute() / "cache"),
             hub=self._settings.hub,
             devices=self._settings.devices,
+            others=self._others(),
         )
         log.info("job %s attempt %d begins at step %d", claim.job_id, claim.attempt, start.step)
         self._heard_at = time.monotonic()
         self._child.order(order)
+
+    def _others(self) -> dict[str, str]:
+        """Where the last weights of the jobs that probes name are; of those that are gone nothing is said here."""
+        found: dict[str, str] = {}
+        for job_id in self._claim.spec.named_jobs.values():
+            # Swept with the job's own leftovers.
+            fetch = partial(self._fetch_into, self._folder / f"of_{job_id}")
+            path = self._insist(partial(last_weights.find, self._book, job_id, fetch))
+            if path is not None:
+                found[job_id] = str(path)
+        return found
+
+    def _fetch_into(self, folder: Path, run_id: str | None, row: CheckpointRow) -> Path | None:
+        return self._fetch(run_id, row, folder)
 
     def _read(self) -> None:
         try:

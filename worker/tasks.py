@@ -19,7 +19,7 @@ from worker.settings import Settings
 from worker.spool import Spool
 from worker.states import Event
 from worker.supervisor import Supervisor
-from worker.views import CheckpointRow, Claim, Reason
+from worker.views import CheckpointRow, Reason
 
 TRAINER_S = 60.0
 """How long a message waits for a trainer to become warm; then the scheduler dispatches the job again."""
@@ -67,10 +67,10 @@ def work(place: Workplace, job_id: str, dispatch_seq: int) -> None:
         place.nursery.give_back(child)
         return
 
-    def fetch(claim: Claim, row: CheckpointRow, folder: Path) -> Path | None:
-        if claim.mlflow_run_id is None:
+    def fetch(run_id: str | None, row: CheckpointRow, folder: Path) -> Path | None:
+        if run_id is None:
             return None
-        return fetch_checkpoint(place.settings.mlflow_url, claim.mlflow_run_id, row.step, folder)
+        return fetch_checkpoint(place.settings.mlflow_url, run_id, row.step, folder)
 
     try:
         spools = place.settings.state_dir / "spool"

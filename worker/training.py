@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from normcore.companions import devices_of
 from normcore.data.folders import DataFolders
@@ -15,10 +17,12 @@ from normcore.refusal import Refusal
 from normcore.snapshot import readings_of
 from normcore.spec import JobSpec
 from normcore.train import train
-from worker.checkpoint import load, save
+from worker.checkpoint import CorruptCheckpoint, load, save, weights
 from worker.exits import Exit
 from worker.readings import Readings
 from worker.wire import Kept, Made, Message, Order
+
+log = logging.getLogger("normcore.training")
 
 
 def run(order: Order, device: str, say: Callable[[Message], None], stop: Callable[[], bool]) -> Exit:
@@ -37,7 +41,9 @@ def run(order: Order, device: str, say: Callable[[Message], None], stop: Callabl
     step = 0 if snapshot is None else snapshot.step
     place = _device(spec, device)
     _check_devices(spec, place, order.devices)
-    for record in train(spec, device=place, folders=folders, resume=snapshot, stop=stop):
+    # Read now: who keeps checkpoints may delete these before the training ends.
+    others = _weights(order.others)
+    for record in train(spec, device=place, folders=folders, resume=snapshot, stop=stop, others=others):
         match record:
             case Metrics():
                 step = record.step
@@ -63,6 +69,17 @@ def run(order: Order, device: str, say: Callable[[Message], None], stop: Callabl
                 say(record)
                 return Exit.STOPPED
     raise AssertionError("a training must end in Finished, Stopped or Diverged, got none of them")
+
+
+def _weights(others: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
+    """The last weights of other jobs; without those that cannot be read, whose probes will say so."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for job_id, path in others.items():
+        try:
+            found[job_id] = weights(Path(path))
+        except (CorruptCheckpoint, OSError) as error:
+            log.warning("the last weights of job %s cannot be read: %s", job_id, error)
+    return found
 
 
 def _device(spec: JobSpec, ours: str) -> str:

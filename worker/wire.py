@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from normcore.records import Diverged, Finished, Metrics, Point, Remark, Stopped
@@ -24,6 +24,8 @@ class Order:
     hub: bool
     devices: int = 1
     """Processes that a training on the CPU may consist of."""
+    others: dict[str, str] = field(default_factory=dict)
+    """The folders of the last checkpoints of other jobs that probes name, by the jobs' ids; those that can be had."""
 
     def line(self) -> bytes:
         """The order as a line."""

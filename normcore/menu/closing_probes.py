@@ -54,15 +54,21 @@ class PlaneProbeSpec(RecurringProbeSpec):
 
 
 class InterpolationProbeSpec(AnyProbeSpec):
-    """The loss on the straight line from the initial weights to the last ones (Goodfellow et al. 2015)."""
+    """The loss on the straight line to the last weights, from the initial ones or from those another job ended with.
+
+    The first is that of Goodfellow et al. 2015, the second that of Frankle et al. 2020.
+    """
 
     kind: Literal["interpolation"] = "interpolation"
     points: Annotated[int, Field(ge=3, le=1001)] = 21
-    """From the initial weights to the last, both among them."""
+    """From the first weights to the last, both among them."""
     margin: Annotated[float, Field(ge=0, le=10)] = 0.25
     """How far the line goes on beyond both, as a part of the way between them."""
     bn_mode: BnMode = "batch"
-    """Statistics that layers with running ones normalize by: those of the batch, or the running ones of the end."""
+    """Statistics that layers with running ones normalize by: those of the batch; or the running ones, of the end on a
+    line from the initial weights, and mixed as the weights are on a line from another job's."""
+    job: Annotated[str, Field(pattern=r"^[0-9A-Za-z_.-]{1,64}$")] | None = None
+    """The id of another job, of the same model, whose last weights the line comes from; none: the initial weights."""
     target: ClassVar[str] = "normcore.probes.interpolation:InterpolationProbe"
     figure: ClassVar[str] = "normcore.probes.interpolation_figure:draw"
     copies: ClassVar[int] = 5

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import ClassVar
 
@@ -16,13 +16,20 @@ from normcore.probes.moment import Moment, Replay
 from normcore.probes.probe import Sees
 from normcore.probes.surface import FORWARD, losses_at
 from normcore.records import Reading
+from normcore.statistics.layers import running_statistics
+from normcore.weights.spectral import SpectralNorm, spectral_norms
+
+ITERATIONS = 100
+"""Of the power method for the spectral norms at each place, from the vectors of the place before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InterpolationProbe:
-    """The loss L(alpha) at (1 - alpha) theta_0 + alpha theta_1, from the initial weights to the last ones.
+    """The loss L(alpha) at (1 - alpha) theta_0 + alpha theta_1, theta_1 being the last weights of the training.
 
-    On the batch of the last step, in training mode and with that step's noise. The arrays are
+    theta_0 are its initial weights, or with `job` the last ones of another job, which `Moment.others` holds: whether
+    two trainings end in one valley (linear mode connectivity, Frankle et al. 2020, arXiv:1912.05671). On the batch of
+    the last step, in training mode and with that step's noise, all of this training. The arrays are
 
     - `alpha`, the place on the line: `points` from 0 to 1, and on beyond both ends by `margin`, as far apart;
     - `loss`, L(alpha).
@@ -31,23 +38,28 @@ class InterpolationProbe:
 
     - `loss_start` and `loss_end`, L(0) and L(1);
     - `barrier`, the largest L(alpha) - (1 - alpha) L(0) - alpha L(1) over the points between 0 and 1: how high the loss
-      stands above the straight line between its ends (Frankle et al. 2020, arXiv:1912.05671, section 2, of the error).
-      Below 0 on a convex loss; two weights are linearly connected where it is about 0;
+      stands above the straight line between its ends (Frankle et al. 2020, section 2, of the error). Below 0 on
+      a convex loss; two weights are linearly connected where it is about 0;
     - `largest_rise`, the most by which the loss rises anywhere on the way from 0 to 1: 0 where it only falls, as
       Goodfellow et al. saw it do;
     - `distance`, ||theta_1 - theta_0||, the L2 norm over all parameters.
 
     Where a loss is not finite, `nonfinite_points` counts such points, and what would need it is not given.
 
-    Parameters are mixed, buffers are not: with `bn_mode` batch, layers with running statistics normalize by those of
-    the batch at each place; frozen, by the running ones of the last weights, which are wrong for all others.
+    With `bn_mode` batch, layers with running statistics normalize by those of the batch at each place. With frozen, on
+    the line from the initial weights, by the running ones of the last weights, which are wrong for all others; on the
+    line from another job, by the running ones of both mixed as the weights are: right at both ends, between them
+    those of no net (Jordan et al. 2023, arXiv:2211.08403), and beyond them a variance may be mixed to below 0, where
+    the loss is not finite. What norms remember of earlier passes (batch_renorm, power) is all along the line what it
+    was at the last step. The singular vectors of spectral norm are computed at each place by power iterations.
 
-    Costs a forward pass per point, 0.36 training steps, and the making of a model.
+    Costs a forward pass per point, 0.36 training steps, and the making of a model, or a copy of the other weights.
 
     Args:
         points: From 0 to 1, both among them.
         margin: How far beyond, as a part of the way.
         bn_mode: Statistics that layers with running ones normalize by.
+        job: The name of another job in `Moment.others`, at whose last weights the line begins.
 
     Example:
         >>> probe = InterpolationProbe(points=3, margin=0.5)
@@ -59,18 +71,22 @@ class InterpolationProbe:
 
     kind: ClassVar[str] = "interpolation"
     sees: ClassVar[Sees] = "end"
-    evaluates: ClassVar[bool] = False
+    evaluates: ClassVar[bool] = True
 
     points: int = 21
     margin: float = 0.25
     bn_mode: BnMode = "batch"
+    job: str | None = None
 
     def read(self, moment: Moment) -> Reading:
         """Measure at the end of a training.
 
         Raises:
-            ValueError: The model is of no job, so that its initial weights are not known.
+            ValueError: The model is of no job, so that its initial weights are not known; or the last weights of the
+                other job are not there, or are of another model.
         """
+        if self.job is not None:
+            return self._from_another(moment, self.job)
         if moment.anew is None:
             raise ValueError(
                 "interpolation begins at the initial weights of a job, got a model of no job; order it as a probe of a "
@@ -78,6 +94,20 @@ class InterpolationProbe:
             )
         start = [parameter.detach() for parameter in moment.anew().model.parameters()]
         return self.between(moment, start, moment.origin)
+
+    def _from_another(self, moment: Moment, job: str) -> Reading:
+        if job not in moment.others:
+            raise ValueError(
+                f"interpolation begins at the last weights of job {job}, got none: its last checkpoint is on this "
+                f"worker's disk and in MLflow no more, or cannot be read; train it again, or name another job (in "
+                f"Python, give train its state dict among others)"
+            )
+        weights, model = moment.others[job], moment.model
+        start = _named(model.named_parameters(), weights)
+        running = list(_running(model)) if self.bn_mode == "frozen" else []
+        statistics = zip((buffer for _, buffer in running), _named(running, weights), strict=True)
+        reading = self.between(moment, start, moment.origin, tuple(statistics))
+        return replace(reading, facts={**reading.facts, "from": f"last weights of job {job}"})
 
     def cost(self, model: nn.Module) -> float:  # noqa: ARG002
         """A forward pass for each place on the line."""
@@ -88,14 +118,32 @@ class InterpolationProbe:
         last, beyond = self.points - 1, int(self.margin * (self.points - 1) + 1e-9)
         return [number / last for number in range(-beyond, last + beyond + 1)]
 
-    def between(self, moment: Moment, start: Sequence[Tensor], end: Sequence[Tensor]) -> Reading:
-        """Measure between two weights, each in the order of `model.parameters()`."""
-        alphas = self.places()
+    def between(
+        self,
+        moment: Moment,
+        start: Sequence[Tensor],
+        end: Sequence[Tensor],
+        statistics: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> Reading:
+        """Measure between two weights, each in the order of `model.parameters()`.
+
+        Args:
+            moment: Whose model is moved.
+            start: At alpha 0.
+            end: At alpha 1.
+            statistics: Buffers of the model, as they are at alpha 1, each with its values at alpha 0.
+        """
+        alphas, spectral = self.places(), spectral_norms(moment.model)
 
         def along() -> Iterator[list[Tensor]]:
-            # Both ends themselves, and not what rounding makes of them.
+            # Asked for when the statistics are the first device's.
+            lasts = [buffer.clone() for buffer, _ in statistics]
             for alpha in alphas:
-                yield [first * (1 - alpha) + last * alpha for first, last in zip(start, end, strict=True)]
+                for (buffer, first), last in zip(statistics, lasts, strict=True):
+                    buffer.copy_(_mixed(first, last, alpha))
+                place = [_mixed(first, last, alpha) for first, last in zip(start, end, strict=True)]
+                _follow(spectral, moment.model, place)
+                yield place
 
         losses = losses_at(moment, along(), bn_mode=self.bn_mode)
         ways = [(last.double() - first.double()).square().sum() for first, last in zip(start, end, strict=True)]
@@ -149,24 +197,45 @@ def interpolate(
         ((0.0, 1.0, 0.0), 1.0)
     """
     probe = InterpolationProbe(points=points, margin=margin)
-    ends = [_parameters(model, weights) for weights in (start, end)]
+    first, last = (_named(model.named_parameters(), weights) for weights in (start, end))
 
     def plain(ahead: int = 0, dtype: torch.dtype | None = None, noise_ahead: int = 0) -> Replay:  # noqa: ARG001
         return loss
 
     with no_footprints(model) as origin:
-        return probe.between(Moment(0, 0.0, model, loss, plain, tuple(origin)), *ends)
+        return probe.between(Moment(0, 0.0, model, loss, plain, tuple(origin)), first, last)
 
 
-def _parameters(model: nn.Module, weights: Mapping[str, Tensor]) -> list[Tensor]:
-    """Those weights that are the model's parameters, in its order."""
+def _mixed(first: Tensor, last: Tensor, alpha: float) -> Tensor:
+    """At both ends these themselves, and not what rounding makes of them."""
+    return first * (1 - alpha) + last * alpha
+
+
+def _follow(spectral: Iterable[tuple[SpectralNorm, Tensor]], model: nn.Module, place: Sequence[Tensor]) -> None:
+    """Turn the singular vectors of spectral norms to those of other weights."""
+    numbers = {id(parameter): number for number, parameter in enumerate(model.parameters())}
+    for method, weight in spectral:
+        for _ in range(ITERATIONS):
+            method.advance(place[numbers[id(weight)]], unless=weight.new_zeros(()))
+
+
+def _running(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The running statistics of a model's layers, by their names in its state dict."""
+    for path, module in model.named_modules():
+        for name, buffer in running_statistics(module).items():
+            if buffer.is_floating_point():
+                yield f"{path}.{name}".lstrip("."), buffer
+
+
+def _named(own: Iterable[tuple[str, Tensor]], weights: Mapping[str, Tensor]) -> list[Tensor]:
+    """Those weights that have the names of a model's own tensors, in their order."""
     found: list[Tensor] = []
-    for name, parameter in model.named_parameters():
+    for name, tensor in own:
         theirs = tuple(weights[name].shape) if name in weights else None
-        if theirs != tuple(parameter.shape):
+        if theirs != tuple(tensor.shape):
             raise ValueError(
-                f"weights must be of the model that they are mixed in, got {name} of shape {tuple(parameter.shape)} in "
+                f"weights must be of the model that they are mixed in, got {name} of shape {tuple(tensor.shape)} in "
                 f"the model and {theirs} in the weights; take two trainings of the same model"
             )
-        found.append(weights[name].to(parameter))
+        found.append(weights[name].to(tensor))
     return found

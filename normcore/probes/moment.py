@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
@@ -69,6 +69,8 @@ class Moment:
     ranks: Ranks = ALONE
     anew: Callable[[], Learner] | None = None
     """Makes another learner of the same job, at its initial weights; None where there is no job."""
+    others: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Last weights of other jobs, as state dicts on the CPU, by the jobs' ids; those that could be had."""
 
     @contextmanager
     def function(

@@ -1,6 +1,7 @@
 """The line between two weights: on quadratics, between permuted copies of a net, and in trainings."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from normcore.probes.interpolation import InterpolationProbe, interpolate
 from normcore.probes.interpolation_figure import draw
 from normcore.probes.look import look
 from normcore.probes.sheet import DARK
-from normcore.records import Checkpoint, Metrics, Reading, Remark
+from normcore.records import Checkpoint, Finished, Metrics, Reading, Remark
 from normcore.spec import JobSpec
 from normcore.train import train
+from normcore.weights.spectral import spectral_norms
 
 MLP = {
     "model": {"kind": "mlp", "hidden": [8], "dropout": 0.25},
@@ -25,6 +27,12 @@ MLP = {
     "steps": 5,
 }
 LINE = {"kind": "interpolation", "points": 5}
+
+
+def last_weights(records):
+    """Of a training, by the names of the state dict."""
+    (tensors,) = [record.snapshot.tensors for record in records if isinstance(record, Checkpoint) and record.last]
+    return {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
 
 
 def weights(*values):
@@ -159,6 +167,87 @@ def test_it_reads_whatever_trains(folders, changes):
     assert all(map(math.isfinite, reading.arrays["loss"]))
 
 
+def from_another(folders, others, changes=None, **knobs):
+    """The readings and the remarks of probes of a training of seed 1."""
+    spec = JobSpec.model_validate(MLP | {"seed": 1, "probes": [LINE | {"job": "one"} | knobs]} | (changes or {}))
+    records = list(train(spec, folders=folders, others=others))
+    remarks = [record for record in records if isinstance(record, Remark) and record.code.startswith("probe-")]
+    return spec, records, [record for record in records if isinstance(record, Reading)], remarks
+
+
+def test_the_line_comes_from_the_last_weights_of_another_job(folders):
+    one = last_weights(train(JobSpec.model_validate(MLP), folders=folders))
+    spec, records, (reading,), remarks = from_another(folders, {"one": one})
+    assert not remarks
+    assert reading.facts == {"bn_mode": "batch", "from": "last weights of job one"}
+    own, learner = last_weights(records), Learner(spec, torch.device("cpu"), folders)
+    for state, end in ((one, "loss_start"), (own, "loss_end")):
+        learner.model.load_state_dict(state)
+        assert reading.scalars[end] == learner.replay(5)().item()
+    names = [name for name, _ in learner.model.named_parameters()]
+    ways = [(own[name].double() - one[name].double()).square().sum() for name in names]
+    assert reading.scalars["distance"] == pytest.approx(torch.stack(ways).sum().sqrt().item(), rel=1e-12)
+    # Half way it is neither, and the loss of the mixed net.
+    learner.model.load_state_dict(one | {name: 0.5 * one[name] + 0.5 * own[name] for name in names})
+    half = reading.arrays["loss"][reading.arrays["alpha"].index(0.5)]
+    assert half == learner.replay(5)().item()
+    assert math.isfinite(reading.scalars["barrier"])
+
+
+def test_from_a_job_of_the_same_weights_the_line_is_flat(folders):
+    spec = JobSpec.model_validate(MLP | {"seed": 1, "precision": "float64"})
+    one = last_weights(train(spec, folders=folders))
+    _, _, (reading,), _ = from_another(folders, {"one": one}, {"precision": "float64"})
+    assert reading.scalars["distance"] == 0
+    assert reading.scalars["barrier"] == pytest.approx(0, abs=1e-12)
+    losses = reading.arrays["loss"]
+    assert losses == pytest.approx([reading.scalars["loss_end"]] * len(losses), rel=1e-12)
+
+
+def test_frozen_statistics_are_mixed_with_the_weights(folders):
+    still = MLP | {"noise": {"kind": "none"}, "model": {"kind": "mlp", "hidden": [8]}}
+    one = last_weights(train(JobSpec.model_validate(still), folders=folders))
+    spec, records, (reading,), _ = from_another(folders, {"one": one}, still | {"seed": 1}, bn_mode="frozen")
+    own, learner = last_weights(records), Learner(spec, torch.device("cpu"), folders)
+    learner.model.eval()
+    for alpha in (0.0, 0.5, 1.0):
+        mixed = {name: (1 - alpha) * one[name] + alpha * own[name] for name in own if own[name].is_floating_point()}
+        learner.model.load_state_dict(own | mixed)
+        here = reading.arrays["loss"][reading.arrays["alpha"].index(alpha)]
+        assert here == pytest.approx(learner.replay(5)().item(), rel=1e-6)
+
+
+def test_spectral_norms_divide_by_the_largest_singular_value_at_each_place(folders):
+    by_norm = MLP | {"norm": {"kind": "none"}, "weight": {"kind": "spectral"}}
+    one = last_weights(train(JobSpec.model_validate(by_norm), folders=folders))
+    spec, _, (reading,), _ = from_another(folders, {"one": one}, by_norm | {"seed": 1})
+    learner = Learner(spec, torch.device("cpu"), folders)
+    learner.model.load_state_dict(one)
+    for method, weight in spectral_norms(learner.model):
+        u, _, v = torch.linalg.svd(weight.detach().flatten(1))
+        method.u.copy_(u[:, 0])
+        method.v.copy_(v[0])
+    assert reading.scalars["loss_start"] == pytest.approx(learner.replay(5)().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (
+            None,
+            "interpolation begins at the last weights of job one, got none: its last checkpoint",
+        ),
+        ({"one": {"classifier.bias": torch.zeros(10)}}, "weights must be of the model that they are mixed in, got"),
+    ],
+)
+def test_without_the_other_weights_the_probe_fails_and_the_training_does_not(folders, others, said):
+    _, records, readings, (remark,) = from_another(folders, others)
+    assert not readings
+    assert remark.code == "probe-interpolation-failed"
+    assert said in remark.detail
+    assert isinstance(records[-1], Finished)
+
+
 def test_a_model_of_no_job_has_no_initial_weights():
     model = nn.Linear(1, 1)
     with pytest.raises(ValueError, match="got a model of no job; order it as a probe of a job, or give both weights"):
@@ -174,5 +263,6 @@ def test_the_figure_survives_whatever_was_read(losses):
     probe = InterpolationProbe(points=3, margin=0.5)
     arrays = {"alpha": tuple(probe.places()), "loss": tuple(losses)}
     reading = Reading("interpolation", 6, probe.scalars(losses), arrays)
-    for arms in ({"": []}, {"": [reading]}, {"a": [reading], "b": [reading] * 3}):
+    other = replace(reading, facts={"from": "last weights of job 019ab2c4-7d1e-7aaa-8123-5f0d9c1b2a3e"})
+    for arms in ({"": []}, {"": [reading]}, {"a": [reading], "b": [reading] * 3, "c": [other]}):
         assert draw(arms, DARK)[:8] == b"\x89PNG\r\n\x1a\n"
