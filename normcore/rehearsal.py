@@ -16,6 +16,7 @@ from normcore.curves import LONGEST_S, MOST_STEPS
 from normcore.data.shaped import shaped
 from normcore.evaluation import BATCH
 from normcore.live_bytes import LiveBytes
+from normcore.menu.closing_probes import PlaneProbeSpec
 from normcore.menu.datasets import DataSpec
 from normcore.menu.optimizers import OptimizerSpec
 from normcore.noise.noise import start_step
@@ -38,7 +39,7 @@ def memory_mib(spec: JobSpec, device: Literal["cpu", "cuda"] | None = None) -> f
     A step, and the forward pass of an evaluation, are gone through on the meta device, and every tensor is followed
     from the operation that makes it to its end. What lives meanwhile counts too: parameters, gradients, the optimizer's
     state, what a probe copies, the dataset, the outputs that wait for their curves, and on a CPU the copies of a
-    checkpoint.
+    checkpoint and the weights that a probe keeps of the path.
 
     Within some percent of what the allocator is asked for. Left out are what it holds back besides, for want of holes
     of the right size (on a CPU about as much again), and what torch itself needs: some 0.3 GiB on a CPU and 0.5 GiB on
@@ -85,13 +86,15 @@ def memory_mib(spec: JobSpec, device: Literal["cpu", "cuda"] | None = None) -> f
             tests.through(model)
     rehearsed.reset(standing_for)
     with_model = _bytes([*parameters, *model.buffers()])
-    state = _bytes(held) - probing * _bytes(parameters)
+    # In the memory of the host.
+    path = _kept_weights(spec) * _bytes(parameters) if device == "cpu" else 0
+    state = _bytes(held) - probing * _bytes(parameters) + path
     # The snapshot of a checkpoint lives until the next record is there, so beside the steps after it.
     snapshot = with_model + state if device == "cpu" else 0
     if spec.num_steps > spec.checkpoint_every:
-        peak = live.peak + snapshot
+        peak = live.peak + path + snapshot
     else:
-        peak = max(live.peak, with_model + _bytes(parameters) + state + snapshot)
+        peak = max(live.peak + path, with_model + _bytes(parameters) + state + snapshot)
     waiting = spec.accumulation * _waiting(spec, model, outputs, device)
     total: int = peak + dataset_bytes(spec.data, dtype) + waiting
     return total / MIB
@@ -134,6 +137,15 @@ def _probe_copies(spec: JobSpec) -> int:
     For those that see updates, the weights and the gradient of before the update are kept until after it.
     """
     return max((probe.copies + (2 if probe.part().sees == "update" else 0) for probe in spec.probes), default=0)
+
+
+def _kept_weights(spec: JobSpec) -> int:
+    """How many copies of the parameters are kept of the path that the training takes."""
+    kept = 0
+    for probe in spec.probes:
+        if isinstance(probe, PlaneProbeSpec):
+            kept += min(probe.keep, spec.num_steps // probe.every) if isinstance(probe.every, int) else probe.keep
+    return kept
 
 
 def _bytes(tensors: list[Tensor]) -> int:

@@ -114,3 +114,18 @@ def test_probes_hold_their_copies_one_after_the_other_and_those_that_see_updates
     assert copies("landscape") == pytest.approx(LandscapeProbeSpec.copies, rel=0.05)
     assert copies("covariate_shift") == pytest.approx(CovariateShiftProbeSpec.copies + 2, rel=0.05)
     assert copies("landscape", "covariate_shift") == pytest.approx(copies("covariate_shift"), rel=0.05)
+
+
+def test_the_path_that_a_probe_keeps_is_held_on_a_cpu_and_in_its_checkpoint_and_on_a_gpu_not():
+    def copies(device, every=1):
+        less, more = (
+            memory_mib(job({"model": MLP, **NONE, "steps": 100, "checkpoint_every": 50, "probes": [plane]}), device)
+            for plane in ({"kind": "plane", "every": every, "keep": keep} for keep in (4, 24))
+        )
+        return (more - less) * MIB / model
+
+    model = 4 * sum(each.numel() for each in build_model(job({"model": MLP, **NONE}), device="meta").parameters())
+    assert copies("cpu") == copies("cpu", every={"kind": "log_spaced"}) == pytest.approx(2 * 20)
+    # Ten there are, whatever the room.
+    assert copies("cpu", every=10) == pytest.approx(2 * 6)
+    assert copies("cuda") == 0
