@@ -18,7 +18,8 @@ def pack(readings: Sequence[Reading]) -> bytes:
 
     `step`, then each scalar (NaN where a reading does not have it) and each array with its values in a row; `kind`
     names the probe, `layers` the layers, `scalars` which columns are scalars, and `facts` holds names and values in two
-    columns. Nothing in it is pickled.
+    columns. Names stand in alphabetical order, so that equal readings are equal files: those of a training that was
+    resumed come from its snapshot in another order. Nothing in it is pickled.
 
     Example:
         >>> readings = [Reading("landscape", 50, {"loss_min": 0.5}, {"loss": (0.5, 0.75)}, facts={"bn_mode": "batch"})]
@@ -28,15 +29,15 @@ def pack(readings: Sequence[Reading]) -> bytes:
         True
     """
     first = readings[0]
-    names = list(dict.fromkeys(name for reading in readings for name in reading.scalars))
+    names, arrays = sorted({name for reading in readings for name in reading.scalars}), sorted(first.arrays)
     columns: dict[str, Any] = {
         "step": np.asarray([reading.step for reading in readings]),
         **{name: np.asarray([reading.scalars.get(name, nan) for reading in readings]) for name in names},
-        **{name: np.asarray([reading.arrays[name] for reading in readings], dtype=float) for name in first.arrays},
+        **{name: np.asarray([reading.arrays[name] for reading in readings], dtype=float) for name in arrays},
         "kind": np.asarray(first.probe),
         "layers": np.asarray(first.layers, dtype=str),
         "scalars": np.asarray(names, dtype=str),
-        "facts": np.asarray([*first.facts.items()], dtype=str).reshape(-1, 2),
+        "facts": np.asarray(sorted(first.facts.items()), dtype=str).reshape(-1, 2),
     }
     content = BytesIO()
     np.savez_compressed(content, allow_pickle=False, **columns)

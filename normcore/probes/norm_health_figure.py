@@ -31,12 +31,12 @@ def draw(arms: Arms, theme: Theme = LIGHT) -> bytes:
     learned or say of themselves: tau, alpha, the residual of Newton's iteration. Models without norms have empty panels
     that say so.
     """
+    names = {name for readings in arms.values() for reading in readings for name in reading.arrays}
+    # In an order of their own: readings from before a resume bring their arrays in another one.
     more = {
         name: name.removesuffix("_mean").replace("_", " ") + (" (mean)" if name.endswith("_mean") else "")
-        for readings in arms.values()
-        for reading in readings
-        for name in reading.arrays
-        if (name.endswith("_mean") or name == "newton_residual") and name not in {*USUAL, "gap_mean"}
+        for name in sorted(names - {*USUAL, "gap_mean"})
+        if name.endswith("_mean") or name == "newton_residual"
     }
     panels = [
         Panel(label, partial(_lines, array=array, legend=index == 0))

@@ -31,6 +31,14 @@ def test_numpy_alone_reads_a_row_per_reading_and_nan_where_a_scalar_is_missing()
         assert content["layers"].tolist() == ["0", "blocks.1"]
 
 
+def test_equal_readings_are_equal_files_in_whatever_order_their_names_stand():
+    facts = {"bn_mode": "batch", "precision": "training"}
+    scalars, arrays = {"b": 1.0, "a": 2.0}, {"var": (1.0,), "mean": (0.0,)}
+    ours = Reading("landscape", 1, scalars, arrays, facts=facts)
+    turned = [dict(reversed(each.items())) for each in (scalars, arrays, facts)]
+    assert pack([Reading("landscape", 1, *turned[:2], facts=turned[2])]) == pack([ours])
+
+
 @pytest.mark.parametrize("content", [b"", b"no zip at all", pack(READINGS)[:100]])
 def test_another_file_is_refused(content):
     with pytest.raises(ValueError, match="readings must be an npz that a training wrote"):

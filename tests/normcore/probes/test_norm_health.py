@@ -1,5 +1,6 @@
 """The probe of the health of norms."""
 
+from dataclasses import replace
 from math import isnan
 
 import pytest
@@ -251,3 +252,10 @@ def test_the_figure_is_a_png_however_many_readings_and_layers(count):
 def test_what_was_kept_is_drawn_as_it_was_seen():
     readings = [seen_in(nn.Sequential(FilterResponseNorm(3), nn.Conv2d(3, 3, 1)), maps(8, 3, 2, 2))]
     assert draw({"": unpack(pack(readings))}) == draw({"": readings})
+
+
+def test_the_figure_of_a_resumed_training_is_that_of_one_that_was_not():
+    # What a snapshot gave back has its arrays in another order.
+    readings = [seen_in(nn.Sequential(FilterResponseNorm(3), nn.Conv2d(3, 3, 1)), maps(8, 3, 2, 2))]
+    resumed = [replace(reading, arrays=dict(reversed(reading.arrays.items()))) for reading in readings]
+    assert draw({"": resumed}) == draw({"": readings})
