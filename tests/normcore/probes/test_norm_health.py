@@ -256,6 +256,6 @@ def test_what_was_kept_is_drawn_as_it_was_seen():
 
 def test_the_figure_of_a_resumed_training_is_that_of_one_that_was_not():
     # What a snapshot gave back has its arrays in another order.
-    readings = [seen_in(nn.Sequential(FilterResponseNorm(3), nn.Conv2d(3, 3, 1)), maps(8, 3, 2, 2))]
+    readings = [seen_in(nn.Sequential(FilterResponseNorm(3, learned_eps=True), nn.Conv2d(3, 3, 1)), maps(8, 3, 2, 2))]
     resumed = [replace(reading, arrays=dict(reversed(reading.arrays.items()))) for reading in readings]
     assert draw({"": resumed}) == draw({"": readings})
