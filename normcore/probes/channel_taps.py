@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normcore.norms.gathering import channel_moments
+from normcore.norms.norm import at_least_float32
 
 CHANNELS_LAST = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm)
 """Layers whose channels are the last dimension of their output, and not the second."""
@@ -25,15 +26,18 @@ class ChannelTap:
     Attributes:
         sums: Per channel the number of values, their sum and that of their squares, `(3, C)` in float64; None where the
             module gave nothing that has channels.
+        eps: Of the dtype that the outputs' moments were taken in.
     """
 
     sums: Tensor | None = None
+    eps: float = 0.0
 
     @torch.no_grad()
     def add(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Count an output `(N, C, *)`, where the mask is given only what is real."""
         moments = channel_moments(x.detach(), mask)
         mean, square = moments.means["mean"], moments.means["square"]
+        self.eps = torch.finfo(at_least_float32(x.dtype)).eps
         new = torch.stack([torch.ones_like(mean), mean, square]) * moments.count
         self.sums = new if self.sums is None else self.sums + new
 

@@ -35,7 +35,8 @@ class CovariateShiftProbe:
     A layer is a module with a weight: a linear map, a convolution, an embedding, a recurrent cell; where the weight is
     parametrized, G_i is the gradient of what is learned in its place. What precedes it are the parameters, gammas and
     betas and biases included, that the forward pass of theta^t uses before the layer; the norm right behind a layer
-    does not precede it. Buffers stay where they are. Arrays, a value per chosen layer:
+    does not precede it; of branches side by side those that run first precede the others. Buffers stay where they are.
+    Arrays, a value per chosen layer:
 
     - `l2`, ||G_i - G'_i||_2, and `cosine`, that of the angle between them: without any shift 0 and 1, as for the first
       layer always. The cosine of a gradient that is zero is NaN;
@@ -52,7 +53,9 @@ class CovariateShiftProbe:
     mu_{t+1} is that of theta^{t+1} on the *same* batch, so that what differs between batches is no drift, but with the
     noise of step t+1: noise that is drawn anew at every step is the very shift that the paper puts in. So batch norm
     shows nothing but its gammas' and betas' updates, and with Santurkar's noise on it mean_drift is 2/3 `mean_range`.
-    Asked by hand (`normcore.probes.look`), the noise is that of the loss one gives, twice the same.
+    Asked by hand (`normcore.probes.look`), the noise is that of the loss one gives, twice the same. A change that could
+    be rounding, of less than four eps times the root mean square of the channel (squared, of a variance), counts as 0:
+    behind batch norm a channel whose beta stands still has a mean that stands still.
 
     Scalars, over the chosen layers that something precedes: `l2_max`, `l2_median`, `cosine_min`, `cosine_median`; over
     all chosen: `mean_drift_median` and `var_drift_median`; finite values only.
@@ -169,7 +172,15 @@ def _drift(before: ChannelTap, after: ChannelTap, *, like: Tensor) -> Tensor:
     if old is None or new is None:
         return like.new_full((4,), nan)
     (mean, var), (new_mean, new_var) = old, new
-    return torch.stack([each.mean() for each in (mean, var, (new_mean - mean).abs(), (new_var - var).abs())])
+    square = var + mean.square()
+    told = 4 * before.eps * torch.where(square.isfinite(), square, 0)
+    moved = _beyond((new_mean - mean).abs(), told / square.sqrt()), _beyond((new_var - var).abs(), told)
+    return torch.stack([each.mean() for each in (mean, var, *moved)])
+
+
+def _beyond(change: Tensor, least: Tensor) -> Tensor:
+    """A change, and zero where it is less than what can be told; what is not finite stays."""
+    return torch.where(change < least, 0, change)
 
 
 def _scalars(arrays: Mapping[str, tuple[float, ...]], follows: Sequence[bool]) -> dict[str, float]:

@@ -129,6 +129,33 @@ def test_there_is_no_shift_where_all_that_precedes_a_layer_is_frozen(path):
     assert seen[order[order.index(path) + 1]]["l2"] > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_drift_within_rounding_is_zero_and_the_smallest_beyond_it_is_told(dtype):
+    # The norm of the first layer is followed by another: its mean is its beta, which does not move.
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).to(
+        dtype
+    )
+    x, weights = normal(50, 3).to(dtype), normal(2, seed=1).to(dtype)
+    updated = [p.detach() + 0.01 * normal(*p.shape, seed=i).to(dtype) for i, p in enumerate(model.parameters())]
+    # Gamma and beta of the first norm stay, and beta of the second moves by 10 eps.
+    step = 10 * torch.finfo(dtype).eps
+    updated[2:4] = [p.detach().clone() for p in model[1].parameters()]
+    updated[6:8] = [model[3].weight.detach().clone(), model[3].bias.detach() + step]
+    reading = look(CovariateShiftProbe(layers="all"), model, lambda: model(x).mv(weights).sum(), lr=1, updated=updated)
+    assert reading.arrays["mean_drift"][0] == 0
+    assert reading.arrays["mean_drift"][1] == pytest.approx(step, rel=0.2)
+    assert reading.arrays["mean_drift"][2] > 1e-4
+    assert reading.arrays["var_drift"][0] < 1e-5
+
+
+def test_a_drift_of_what_is_not_finite_is_not_taken_for_zero():
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()
+    updated = [torch.full((1, 1), value, dtype=torch.float64) for value in (1e308, 1.0)]
+    x = torch.full((2, 1), 10.0, dtype=torch.float64)
+    reading = look(CovariateShiftProbe(layers="all"), model, lambda: model(x).sum(), lr=1, updated=updated)
+    assert not isfinite(reading.arrays["mean_drift"][0])
+
+
 def test_layers_that_are_asked_for_are_read_as_with_all_of_them():
     model, loss = vgg()
     updated = updated_from(model)
