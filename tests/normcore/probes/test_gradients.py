@@ -247,6 +247,7 @@ def test_what_is_not_finite_is_no_scalar():
     model, x = linear(), gaussian(4, 5)
     reading = look_at(model, lambda: model(x).sum() * math.inf)
     assert all(map(math.isfinite, reading.scalars.values()))
+    assert math.isnan(reading.arrays["noise"][0])
     assert draw({"": [reading]})
 
 
