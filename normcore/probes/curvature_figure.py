@@ -24,8 +24,8 @@ def draw(arms: Arms, theme: Theme = LIGHT) -> bytes:
     """
     panels = (
         Panel("curvature x lr (no unit)", _eigenvalues),
-        Panel("trace (nats / weight²)", _trace, scale="linear"),
-        Panel("density (weight² / nat)", _density, across="eigenvalue, last reading (nats / weight²)"),
+        Panel("trace (loss / weight²)", _trace, scale="linear"),
+        Panel("density (weight² / loss)", _density, across="eigenvalue, last reading (loss / weight²)"),
     )
     return draw_panels("Curvature of the loss", panels, arms, theme)
 

@@ -19,7 +19,7 @@ def draw(arms: Arms, theme: Theme = LIGHT) -> bytes:
     Steps of which some points were not finite are marked along the top of the first panel.
     """
     panels = (
-        Panel("loss along the gradient (nats)", partial(_band, name="loss")),
+        Panel("loss along the gradient\n(nats, or squared error)", partial(_band, name="loss")),
         Panel("gradient change (L2 norm)", partial(_band, name="gradient_change")),
         Panel("effective beta x lr (no unit)", _beta),
     )

@@ -253,6 +253,13 @@ def test_the_figure_is_a_png_however_many_readings(count):
     assert height > 600
 
 
+def test_the_figure_calls_no_squared_error_nats(monkeypatch):
+    labels = []
+    monkeypatch.setattr("normcore.probes.landscape_figure.draw_panels", lambda _, panels, *__: labels.extend(panels))
+    draw({"": []})
+    assert labels[0].label == "loss along the gradient\n(nats, or squared error)"
+
+
 def test_the_figure_survives_readings_without_finite_points():
     model = Point([0.0], lambda theta: theta.abs().sqrt().sum())
     reading = read(model, model, lr=1.0)
