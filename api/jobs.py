@@ -53,7 +53,7 @@ def submit_job(
 
     The order is previewed first; nothing is stored of one that is refused. A job that was taken is stored before the
     answer comes, and is trained as soon as a worker is free that has what it asks for; `waits` says so where there is
-    none such.
+    none such. A job that a probe names must have succeeded before, with the same model.
     """
     try:
         submission = laboratory.book.submit(order.spec, idempotency_key=idempotency_key, priority=query.priority)

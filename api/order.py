@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Body, Depends
+from starlette.concurrency import run_in_threadpool
 
 from api.examples import request_examples
 from api.laboratory import Lab
+from api.named_jobs import mistakes_of_named_jobs
 from api.problems import refuse
 from api.views import Mistake
 from normcore.spec import JobSpec
@@ -37,11 +39,14 @@ class Order:
 
 async def _previewed(spec: Annotated[JobSpec, Body(openapi_examples=request_examples())], laboratory: Lab) -> Order:
     preview = await laboratory.previewer.preview(spec)
-    if preview.reasons:
-        mistakes = [
-            Mistake(code=reason.code, detail=reason.detail, pointer=reason.pointer, layer=reason.layer)
-            for reason in preview.reasons
-        ]
+    mistakes = [
+        Mistake(code=reason.code, detail=reason.detail, pointer=reason.pointer, layer=reason.layer)
+        for reason in preview.reasons
+    ]
+    # Of data that could not be measured there is nothing to compare.
+    if preview.spec.named_jobs and preview.num_steps:
+        mistakes += await run_in_threadpool(mistakes_of_named_jobs, preview.spec, laboratory.book)
+    if mistakes:
         raise refuse("unbuildable", mistakes)
     return Order(preview.spec, preview)
 

@@ -17,12 +17,13 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
     "/preview",
     operation_id="preview_job",
     summary="Preview a job",
-    responses=documented(*ORDER_PROBLEMS, examples=refusal_examples("/v1/jobs/preview")),
+    responses=documented(*ORDER_PROBLEMS, "unavailable", examples=refusal_examples("/v1/jobs/preview")),
 )
 async def preview_job(order: BuildableOrder) -> PreviewView:
     """Size and cost of a job, or the reasons why it cannot be built. Nothing is stored.
 
-    Takes the same body as POST /v1/jobs and refuses it in the same words.
+    Takes the same body as POST /v1/jobs and refuses it in the same words. Asks the order book only where a probe names
+    another job.
     """
     preview = order.preview
     return PreviewView(

@@ -94,6 +94,11 @@ def test_what_needs_no_book_answers_without_it(client_without_book, order):
     assert client_without_book.post("/v1/jobs/preview", json=order).status_code == 200
 
 
+def test_a_preview_needs_the_book_where_a_probe_names_a_job(client_without_book, order):
+    body = order | {"probes": [{"kind": "interpolation", "job": "01a1fc17-8209-777d-bec6-07e256b0959f"}]}
+    assert client_without_book.post("/v1/jobs/preview", json=body).status_code == 503
+
+
 def test_what_a_request_held_is_quoted_whatever_it_was(client):
     answer = client.get("/v1/jobs", params={"state": "ü\u2028\x07💥", "ключ": "1"})
     assert answer.status_code == 422
