@@ -79,9 +79,11 @@ class LandscapeProbe:
         parameters = list(moment.model.parameters())
         with moment.function(bn_mode=self.bn_mode, precision=self.precision) as loss:
             # Of another function the gradient is another.
-            gradient = torch.autograd.grad(loss(), parameters, allow_unused=True)
+            learned = [parameter for parameter in parameters if parameter.requires_grad]
+            found = iter(torch.autograd.grad(loss(), learned, allow_unused=True))
+            gradient = [next(found) if parameter.requires_grad else None for parameter in parameters]
             moment.average([each for each in gradient if each is not None])
-            return self._sweep(moment, loss, [parameter.detach().clone() for parameter in parameters], list(gradient))
+            return self._sweep(moment, loss, [parameter.detach().clone() for parameter in parameters], gradient)
 
     def cost(self, model: nn.Module) -> float:  # noqa: ARG002
         """A step per point, and one for the gradient of another function."""

@@ -200,6 +200,14 @@ def test_a_parameter_without_gradient_stays_out():
     assert model.unused.grad is None
 
 
+@pytest.mark.parametrize("bn_mode", ["batch", "frozen"])
+def test_a_parameter_that_is_not_learned_stays_out(bn_mode):
+    _, model = quadratic()
+    alone = read(model, model, lr=0.01, bn_mode=bn_mode)
+    model.still = nn.Parameter(torch.ones(3), requires_grad=False)
+    assert read(model, model, lr=0.01, bn_mode=bn_mode) == alone
+
+
 def test_a_sweep_that_blows_up_keeps_its_finite_points_and_counts_the_others():
     model = Point([3.0], lambda theta: (theta**2).sum() / 2 + torch.where(theta < -10, torch.inf, 0.0).sum())
     reading = read(model, model, lr=1.0, low=1.0, high=8.0, points=8)
