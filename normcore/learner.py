@@ -24,6 +24,7 @@ from normcore.objective import loss_of
 from normcore.optimizers.adaptive_clipping import AdaptiveClipping
 from normcore.optimizers.norm_clipping import NormClipping
 from normcore.precision import PRECISIONS
+from normcore.pulse import beat
 from normcore.ranks import ALONE, Ranks
 from normcore.records import Remark
 from normcore.seeds import stream_seed
@@ -110,6 +111,7 @@ class Learner:
 
     def infer(self, batch: Batch) -> Tensor:
         """The model's outputs for a batch, `(N, num_outputs)` in float32 or better; labels do not count."""
+        beat()
         with self._precision:
             model = self.model if self._compiled is None else self._compiled.callable()
             outputs: Tensor = model(batch.inputs) if batch.mask is None else model(batch.inputs, mask=batch.mask)
@@ -174,6 +176,7 @@ class Learner:
         weight = 1 / self._parts if self.classifies else float(self.ranks.count)
 
         def again() -> Tensor:
+            beat()
             self._remember(kept)
             losses: list[Tensor] = []
             for number, part in enumerate(micro_batches(batch, self._parts)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from normcore.companions import devices_of
 from normcore.data.folders import DataFolders
 from normcore.instruments import still_true
+from normcore.pulse import heard
 from normcore.records import Checkpoint, Diverged, Figure, Finished, Metrics, Reading, Remark, Stopped
 from normcore.refusal import Refusal
 from normcore.snapshot import readings_of
@@ -20,7 +22,10 @@ from normcore.train import train
 from worker.checkpoint import CorruptCheckpoint, load, save, weights
 from worker.exits import Exit
 from worker.readings import Readings
-from worker.wire import Kept, Made, Message, Order
+from worker.wire import Alive, Kept, Made, Message, Order
+
+ALIVE_S = 1.0
+"""Seconds of silence after which a training says that it lives."""
 
 log = logging.getLogger("normcore.training")
 
@@ -28,10 +33,28 @@ log = logging.getLogger("normcore.training")
 def run(order: Order, device: str, say: Callable[[Message], None], stop: Callable[[], bool]) -> Exit:
     """Train as ordered; how it ended. A file is whole on disk before it is spoken of.
 
+    Also while there is nothing to be told, as in a long reading of a probe, it says that it lives.
+
     Raises:
         Refusal: the spec cannot be trained on this worker.
         CorruptCheckpoint: the checkpoint to go on from is not what was written.
     """
+    said_at = time.monotonic()
+
+    def tell(message: Message) -> None:
+        nonlocal said_at
+        said_at = time.monotonic()
+        say(message)
+
+    def alive() -> None:
+        if time.monotonic() > said_at + ALIVE_S:
+            tell(Alive())
+
+    with heard(alive):
+        return _run(order, device, tell, stop)
+
+
+def _run(order: Order, device: str, say: Callable[[Message], None], stop: Callable[[], bool]) -> Exit:
     spec = JobSpec.model_validate_json(order.spec)
     folder = Path(order.folder)
     snapshot = None if order.resume is None else load(Path(order.resume))

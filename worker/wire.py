@@ -76,6 +76,11 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
+class Alive:
+    """The training computes, and has nothing to tell yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The training could not go on: a stable word, and a sentence for the person who ordered it."""
 
@@ -83,10 +88,10 @@ class Failed:
     detail: str
 
 
-Message = Ready | Metrics | Kept | Made | Remark | Diverged | Stopped | Finished | Failed
+Message = Ready | Metrics | Kept | Made | Alive | Remark | Diverged | Stopped | Finished | Failed
 
 _KINDS: dict[str, Any] = {
-    kind.__name__: kind for kind in (Ready, Metrics, Kept, Made, Remark, Diverged, Stopped, Finished, Failed)
+    kind.__name__: kind for kind in (Ready, Metrics, Kept, Made, Alive, Remark, Diverged, Stopped, Finished, Failed)
 }
 
 

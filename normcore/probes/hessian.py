@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from normcore.menu.probe import BnMode
 from normcore.norms.power import PowerNorm
 from normcore.probes.moment import Moment, Replay
+from normcore.pulse import beat
 
 
 class Hessian:
@@ -57,6 +58,7 @@ class Hessian:
 
     def product(self, vector: Tensor) -> Tensor:
         """H v, `(P,)`, of v, `(P,)`."""
+        beat()
         pieces = zip(self._gradients, torch.split(vector, self._sizes), strict=True)
         # Where the loss is linear in a parameter, its gradient has no graph.
         bent = [(gradient, piece.view(gradient.shape)) for gradient, piece in pieces if gradient.requires_grad]

@@ -12,7 +12,7 @@ from normcore.refusal import Refusal
 from normcore.spec import JobSpec
 from worker.exits import Exit
 from worker.training import run
-from worker.wire import Kept, Made, Order
+from worker.wire import Alive, Kept, Made, Order, decode, encode
 
 SPEC = JobSpec.model_validate(
     {"model": {"kind": "mlp"}, "data": {"kind": "digits", "size": 8}, "batch_size_per_device": 8, "devices": 2}
@@ -28,7 +28,7 @@ def order(folder, devices):
 def test_a_job_of_two_devices_is_trained_and_says_whose_statistics_it_keeps(tmp_path):
     said = []
     assert run(order(tmp_path, 2), "cpu", said.append, lambda: False) is Exit.DONE
-    assert {type(message) for message in said} == {Metrics, Remark, Kept, Finished}
+    assert {type(message) for message in said} - {Alive} == {Metrics, Remark, Kept, Finished}
     assert "statistics-of-one-device" in {message.code for message in said if isinstance(message, Remark)}
 
 
@@ -53,3 +53,14 @@ def test_readings_that_could_not_be_drawn_are_kept_and_the_failure_is_told(tmp_p
     assert made.path == "readings/landscape.npz"
     assert [reading.step for reading in unpack(Path(made.file).read_bytes())] == [1, 2]
     assert isinstance(said[-1], Finished)
+
+
+def test_it_says_that_it_lives_all_through_a_long_reading(tmp_path, monkeypatch):
+    monkeypatch.setattr("worker.training.ALIVE_S", 0.0)
+    one = {**SPEC.model_dump(), "devices": 1, "batch_size_per_device": None, "batch_size": 8, "steps": 1}
+    spec = JobSpec.model_validate(one | {"probes": [{"kind": "lr_range", "steps": 30}]})
+    said = []
+    sent = replace(order(tmp_path, 1), spec=spec.model_dump_json())
+    assert run(sent, "cpu", lambda message: said.append(decode(encode(message))), lambda: False) is Exit.DONE
+    first = next(place for place, message in enumerate(said) if isinstance(message, Metrics))
+    assert said[:first].count(Alive()) >= 30
