@@ -264,6 +264,39 @@ def test_a_checkpoint_that_is_not_on_this_disk_comes_from_mlflow(floor, book, ev
     assert (book.job(job_id).state, book.attempts(job_id)[-1].resumed_from) == (State.SUCCEEDED, newest)
 
 
+def test_a_probe_looks_at_the_last_weights_of_another_job_from_this_disk_or_from_mlflow(
+    floor, book, tmp_path, monkeypatch
+):
+    def line() -> Any:
+        """The readings of a job of another seed, on the line from the first job."""
+        probe = {"kind": "interpolation", "points": 3, "job": one}
+        job_id = floor.order(steps=20, seed=1, probes=[probe])
+        floor.work()
+        assert book.job(job_id).state is State.SUCCEEDED
+        return np.load(floor.settings.state_dir / "jobs" / job_id / "a1" / "readings" / "interpolation.npz")
+
+    one = floor.order(steps=20)
+    floor.work()
+    readings = line()
+    assert 0 < readings["loss_start"][0] < curves(book, one)["train/loss", 1]
+    assert np.isfinite(readings["barrier"]).all()
+
+    book.set_mlflow_run(one, run_id="run", experiment_id="1")
+    elsewhere = tmp_path / "elsewhere"
+    (floor.settings.state_dir / "jobs" / one / "a1").rename(elsewhere)
+    asked = []
+
+    def fetch(_url: str, run_id: str, step: int, folder: Path) -> Path | None:
+        asked.append((run_id, step))
+        return Path(shutil.copytree(elsewhere / folder_name(step), folder / folder_name(step)))
+
+    monkeypatch.setattr("worker.tasks.fetch_checkpoint", fetch)
+    assert line()["loss"].tolist() == readings["loss"].tolist()
+    assert asked == [("run", 20)]
+    # What was fetched goes with what else an ended job leaves behind.
+    assert not list(floor.settings.state_dir.glob("jobs/*/of_*/step_*"))
+
+
 def test_a_draining_worker_gives_the_job_back_uncharged(floor, book, cache, eventually):
     job_id = floor.order(steps=1500, checkpoint_every=LONG)
     floor.begin()

@@ -64,3 +64,28 @@ def test_it_says_that_it_lives_all_through_a_long_reading(tmp_path, monkeypatch)
     assert run(sent, "cpu", lambda message: said.append(decode(encode(message))), lambda: False) is Exit.DONE
     first = next(place for place, message in enumerate(said) if isinstance(message, Metrics))
     assert said[:first].count(Alive()) >= 30
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_weights_of_another_job_that_are_gone_fail_their_probe_and_not_the_training(tmp_path, kept):
+    alone = SPEC.model_dump() | {"devices": 1, "batch_size_per_device": None, "batch_size": 8}
+    sent = replace(order(tmp_path, 1), spec=JobSpec.model_validate(alone).model_dump_json())
+    said = []
+    assert run(sent, "cpu", said.append, lambda: False) is Exit.DONE
+    (last,) = [message for message in said if isinstance(message, Kept)]
+    if not kept:
+        (Path(last.path) / "model.safetensors").unlink()
+    line = {"kind": "interpolation", "points": 3, "job": "one"}
+    named = JobSpec.model_validate(alone | {"seed": 1, "probes": [line]}).model_dump_json()
+    said = []
+    sent = replace(sent, spec=named, folder=str(tmp_path / "a2"), others={"one": last.path})
+    assert run(sent, "cpu", said.append, lambda: False) is Exit.DONE
+    assert isinstance(said[-1], Finished)
+    remarks = [message.detail for message in said if isinstance(message, Remark)]
+    files = [message.path for message in said if isinstance(message, Made)]
+    if kept:
+        assert (remarks, files) == ([], ["figures/interpolation.png", "readings/interpolation.npz"])
+    else:
+        (remark,) = remarks
+        assert "interpolation begins at the last weights of job one, got none" in remark
+        assert files == []

@@ -34,6 +34,14 @@ def test_a_loss_that_is_no_number_comes_back_as_one():
 
 
 def test_an_order_is_one_line_and_comes_back_the_same():
-    order = Order('{"seed": 0}', "/srv/a1", None, "/srv/data", "/srv/cache", hub=False)
+    order = Order(
+        '{"seed": 0}',
+        "/srv/a1",
+        None,
+        "/srv/data",
+        "/srv/cache",
+        hub=False,
+        others={"one": "/srv/one/a1/step_00000009"},
+    )
     assert order.line().count(b"\n") == 1
     assert Order.of(order.line()) == order
