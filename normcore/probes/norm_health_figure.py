@@ -7,7 +7,7 @@ from functools import partial
 from math import isnan
 from typing import TYPE_CHECKING
 
-from normcore.probes.sheet import LIGHT, Arms, Panel, Theme, draw_panels, layer_curves
+from normcore.probes.sheet import LIGHT, Arms, Panel, Theme, draw_panels, layer_curves, say
 from normcore.records import Reading
 
 if TYPE_CHECKING:
@@ -46,17 +46,11 @@ def draw(arms: Arms, theme: Theme = LIGHT) -> bytes:
 
 
 def _lines(axes: Axes, readings: Sequence[Reading], theme: Theme, *, array: str, legend: bool) -> None:
-    steps = [reading.step for reading in readings]
     if any(not isnan(value) for reading in readings for value in reading.arrays.get(array, ())):
         layer_curves(axes, readings, array, theme, legend=legend)
         if array == "below_eps":
             axes.set_ylim(-0.05, 1.05)
     elif any(reading.layers for reading in readings):
-        _say(axes, "none of these norms has it", theme)
-    elif readings:
-        axes.set_xlim(min(steps) - 0.5, max(steps) + 0.5)
-        _say(axes, "no norm layers", theme)
-
-
-def _say(axes: Axes, words: str, theme: Theme) -> None:
-    axes.text(0.5, 0.5, words, ha="center", va="center", color=theme.faint, transform=axes.transAxes)
+        say(axes, readings, "none of these norms has it", theme)
+    else:
+        say(axes, readings, "no norm layers", theme)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Arms = Mapping[str, Sequence[Reading]]
 """Readings of one kind of probe by the name of their training; the name of a single one may be empty."""
 
+STEPS = "step (updates)"
+"""Label of the horizontal axis that most sheets have, whose ticks are whole numbers."""
+
 LOG_FROM = 50.0
 """Ratio of a panel's largest to its smallest value from which its axis is logarithmic."""
 
@@ -70,9 +73,7 @@ class Panel:
     """Label of a horizontal axis of its own, with the unit, where that is not the sheet's."""
 
 
-def draw_panels(
-    title: str, panels: Sequence[Panel], arms: Arms, theme: Theme = LIGHT, *, across: str = "step (updates)"
-) -> bytes:
+def draw_panels(title: str, panels: Sequence[Panel], arms: Arms, theme: Theme = LIGHT, *, across: str = STEPS) -> bytes:
     """A sheet as PNG: a row per panel, a column per training; the panels of a row share their vertical axis.
 
     Where facts of the readings say how they were taken (`bn_mode`, a precision), they stand below the title.
@@ -155,11 +156,22 @@ def layer_curves(axes: Axes, readings: Sequence[Reading], array: str, theme: The
             label=None if label is None else label.rstrip(),
         )
     if legend and count:
-        axes.legend(loc="best", frameon=False, fontsize="small")
+        # Many lines leave no place free of them.
+        axes.legend(loc="best", frameon=True, framealpha=0.8, edgecolor="none", fontsize="small")
+
+
+def say(axes: Axes, readings: Sequence[Reading], words: str, theme: Theme) -> None:
+    """Why a panel is empty, over the steps of its readings; of no readings nothing is said."""
+    if readings:
+        axes.update_datalim([(each.step, 0.0) for each in readings], updatey=False)
+        axes.autoscale_view(scaley=False)
+        axes.text(0.5, 0.5, words, ha="center", va="center", color=theme.faint, transform=axes.transAxes)
 
 
 def _across(column: Iterable[Axes], panels: Sequence[Panel], across: str) -> None:
     """The horizontal axes of a column: one for all panels that have none of their own, labelled below the last."""
+    from matplotlib.ticker import MaxNLocator
+
     shared = []
     for axes, panel in zip(column, panels, strict=True):
         if panel.across:
@@ -171,6 +183,8 @@ def _across(column: Iterable[Axes], panels: Sequence[Panel], across: str) -> Non
         axes.tick_params(labelbottom=False)
     for axes in shared[-1:]:
         axes.set_xlabel(across)
+        if across == STEPS:
+            axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
 
 
 def _scale(row: list[Axes], panel: Panel) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from normcore.probes.sheet import LIGHT, Arms, Panel, Theme, draw_panels, layer_curves
+from normcore.probes.sheet import LIGHT, Arms, Panel, Theme, draw_panels, layer_curves, say
 from normcore.records import Reading
 
 if TYPE_CHECKING:
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def draw(arms: Arms, theme: Theme = LIGHT) -> bytes:
-    """Three panels over the steps, as PNG: the gaps of output, mean and spread, a line per layer."""
+    """Three panels over the steps, as PNG: the gaps of output, mean and spread, a line per layer.
+
+    Models without running statistics have empty panels that say so.
+    """
     panels = (
         Panel("output (relative)", partial(_lines, name="output", legend=True)),
         Panel("mean (standard deviations)", partial(_lines, name="mean")),
@@ -24,4 +27,7 @@ def draw(arms: Arms, theme: Theme = LIGHT) -> bytes:
 
 
 def _lines(axes: Axes, readings: Sequence[Reading], theme: Theme, *, name: str, legend: bool = False) -> None:
-    layer_curves(axes, readings, name, theme, legend=legend)
+    if any(reading.layers for reading in readings):
+        layer_curves(axes, readings, name, theme, legend=legend)
+    else:
+        say(axes, readings, "no running statistics", theme)

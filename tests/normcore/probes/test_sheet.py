@@ -168,3 +168,24 @@ def test_a_panel_with_a_horizontal_axis_of_its_own_shares_it_with_none(drawn):
     first, second, third = drawn[0].axes
     assert first.get_xlim() == third.get_xlim() != second.get_xlim()
     assert [each.get_xlabel() for each in (second, third)] == ["depth (layers)", "step (updates)"]
+
+
+@pytest.mark.parametrize("steps", [(2,), (1, 2), (1, 3, 4)])
+def test_steps_are_whole_numbers(drawn, steps):
+    draw_panels("title", [Panel("a", lines), Panel("b", lines)], {"": [Reading("x", n, {"a": 1.0}, {}) for n in steps]})
+    drawn[0].canvas.draw()
+    low, high = drawn[0].axes[-1].get_xlim()
+    ticks = [tick for tick in drawn[0].axes[-1].get_xticks() if low <= tick <= high]
+    assert ticks
+    assert all(tick == round(tick) for tick in ticks)
+
+
+def test_a_legend_over_lines_has_a_ground_to_be_read_on(drawn):
+    rows = [Reading("x", step, {}, {"y": tuple(map(float, range(20)))}, ("layer",) * 20) for step in range(3)]
+    draw_panels(
+        "t", [Panel("y", lambda *given: layer_curves(*given[:2], "y", given[2], legend=True))], {"": rows}, DARK
+    )
+    frame = drawn[0].axes[0].get_legend().get_frame()
+    assert frame.get_visible()
+    assert frame.get_alpha() >= 0.7
+    assert to_rgb(frame.get_facecolor()) == to_rgb(DARK.ground)

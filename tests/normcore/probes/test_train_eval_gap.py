@@ -4,6 +4,7 @@ from math import isnan
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional
 
@@ -70,3 +71,16 @@ def test_the_figure_is_a_png_however_many_readings_and_layers(norm, count):
     readings = [look(TrainEvalGapProbe(), model, replay, lr=0.1, step=step) for step in range(count)]
     assert all(bool(reading.scalars) == (norm == "batch") for reading in readings)
     assert draw({"": readings})[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_model_without_running_statistics_has_panels_that_say_so(monkeypatch):
+    model, _, replay = vgg("layer")
+    texts, save = [], Figure.savefig
+
+    def kept(figure, *args, **knobs):
+        texts.extend((axes.get_xlim(), [text.get_text() for text in axes.texts]) for axes in figure.axes)
+        save(figure, *args, **knobs)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    draw({"": [look(TrainEvalGapProbe(), model, replay, lr=0.1, step=step) for step in (20, 40)]})
+    assert texts == [((19, 41), ["no running statistics"])] * 3
