@@ -17,6 +17,8 @@ SAMPLED_VALUES = 2**15
 """Of a part, that percentiles are taken from."""
 SAMPLED_ROWS = 2**12
 """Of a part, that covariances are taken from."""
+SIDES = 2 * 3 * 7
+"""What the sides of maps are multiples of, those of images of 32, 96 and 224 pixels and of their halves."""
 CHANNELS = 256
 """The first, that covariances are taken of."""
 FLAT = 0.05
@@ -33,7 +35,7 @@ class Tally:
     """Takes rows of channels, however many at a time, and says how they are distributed.
 
     Sums are of distances from a center near the mean, in float64, and so are exact but for rounding; where there are
-    more than a million values, percentiles are those of every 33rd or so, and covariances those of some of the rows.
+    more than a million values, percentiles are those of every 37th or so, and covariances those of some of the rows.
 
     Args:
         slope: Of the non-linearity that is given the values, where there is one.
@@ -160,8 +162,11 @@ class Tally:
         # Any center near the mean will do.
         first = rows[: max(1, SAMPLED_VALUES // rows.shape[1])].double()
         count, width = min(rows.numel(), PART), rows.shape[1]
-        # Not a divisor of what may repeat itself, the channels and powers of two: all are to be met.
-        self._thinning = _stride(count, SAMPLED_VALUES, width), _stride(count // width, SAMPLED_ROWS, 2)
+        # No divisor in common with what may repeat itself, the channels and the sides of maps: all are to be met.
+        self._thinning = (
+            _stride(count, SAMPLED_VALUES, width * SIDES),
+            _stride(count // width, SAMPLED_ROWS, SIDES),
+        )
         self._width, self._channels = width, min(width, CHANNELS)
         self._center, self._centers = first.mean(), first[:, :CHANNELS].mean(0)
         zeros = first.new_zeros

@@ -61,7 +61,7 @@ def test_many_parts_have_exact_moments_and_the_percentiles_of_a_sample(monkeypat
     found, exact = statistics_of(*rows.split([10, 90, 2000, 300, 1600])), expected(rows)
     for name in ("mean", "var", "skew"):
         assert found[name] == pytest.approx(exact[name], rel=1e-9), name
-    # Of a third of the values and rows.
+    # Of a fifth of the values and rows.
     for name in ("p15", "p50", "p85", "effective_rank", "correlation"):
         assert found[name] == pytest.approx(exact[name], abs=0.06), name
         assert found[name] != pytest.approx(exact[name], rel=1e-9), name
@@ -72,6 +72,22 @@ def test_the_sample_meets_all_channels_alike(monkeypatch):
     # Every third value would be of the first channel, and every fourth row of the same pixels of a row.
     rows = torch.tensor([[0.0, 1.0, 2.0]]).expand(1000, 3)
     assert statistics_of(rows)["p50"] == 1.0
+
+
+@pytest.mark.parametrize(("channels", "width"), [(1, 32), (3, 32), (1, 28), (40, 28), (96, 24)])
+def test_the_sample_meets_all_columns_of_a_map_alike(channels, width):
+    # As maps of `width` pixels that slope from one side to the other, in all channels alike.
+    samples = 2**20 // (channels * width * width)
+    slope = torch.linspace(-1, 1, width).view(1, 1, width, 1).expand(samples, width, width, channels)
+    tally = Tally()
+    tally.take(slope.reshape(-1, channels))
+    found = tally.statistics()
+    for p in (15, 50, 85):
+        assert found[f"p{p}"] == pytest.approx(p / 50 - 1, abs=2.1 / width)
+    # Of the rows that covariances are of.
+    assert tally._centers.mean().item() == pytest.approx(0, abs=0.02)
+    variances = tally._second.diagonal() / tally._rows
+    assert variances.mean().item() == pytest.approx(found["var"], rel=0.02)
 
 
 def test_a_large_mean_does_not_drown_the_moments():
