@@ -136,6 +136,7 @@ def _sentence(job: Job) -> str:
 
 def _part(part: Any) -> str:
     """A part as a person says it: its kind, and the knobs that are not as usual."""
-    usual = type(part)()
-    knobs = [f"{name} {value}" for name, value in part.knobs().items() if value != getattr(usual, name)]
+    # Field by field: some parts cannot be made without a knob, such as the path of one's own data.
+    usual = {name: field.get_default(call_default_factory=True) for name, field in type(part).model_fields.items()}
+    knobs = [f"{name} {value}" for name, value in part.knobs().items() if value != usual[name]]
     return ", ".join([part.kind, *knobs])

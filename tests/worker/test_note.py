@@ -175,3 +175,9 @@ def test_without_a_norm_the_note_says_so(job):
     assert note(job(SPEC | {"norm": {"kind": "none"}, "noise": {"kind": "none"}})).startswith(
         "vgg11w0.25 without a norm on digits:"
     )
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "parquet"])
+def test_a_part_with_a_knob_that_must_be_given_has_a_row(job, kind):
+    said = note(job(SPEC | {"data": {"kind": kind, "path": "mine", "size": 16}}))
+    assert f"| data | {kind}, path mine, size 16 |" in said
