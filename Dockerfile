@@ -1,37 +1,55 @@
 # One image for api, scheduler, worker and MLflow; the command says which.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
-FROM ${PYTHON_IMAGE} AS build
+# What to install, taken out of pyproject.toml, so that its other lines can change without a new download.
+FROM ${PYTHON_IMAGE} AS requirements
+WORKDIR /requirements
+COPY pyproject.toml docker/requirements.py ./
+RUN python3 requirements.py pyproject.toml service > requirements.txt
+
+FROM ${PYTHON_IMAGE} AS dependencies
 # Set to PyTorch's CPU index for an image without CUDA; see the README.
 ARG PIP_EXTRA_INDEX_URL=
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 RUN python3 -m venv /opt/normcore
 ENV PATH=/opt/normcore/bin:$PATH
-# Dependencies change seldom, so they have a layer of their own below the code.
-COPY pyproject.toml constraints.txt ./
+COPY --from=requirements /requirements/requirements.txt ./
+COPY constraints.txt ./
+# The tests that packages ship are a sixth of the image, and nothing imports them.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    mkdir -p normcore worker api && touch README.md LICENSE \
-    && pip install --disable-pip-version-check --constraint constraints.txt '.[service]' \
-    && pip uninstall --yes normcore
-COPY README.md LICENSE ./
+    pip install --constraint constraints.txt --requirement requirements.txt \
+    && find /opt/normcore/lib -type d -name tests -prune -exec rm -rf {} + \
+    && rm -rf /opt/normcore/lib/python3*/site-packages/torch/test
+
+FROM dependencies AS code
+COPY pyproject.toml README.md LICENSE ./
 COPY normcore normcore
 COPY worker worker
 COPY api api
-RUN pip install --disable-pip-version-check --no-deps . && rm -rf build
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --no-deps --prefix /code .
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="Normcore" \
       org.opencontainers.image.description="A laboratory for normalization in deep networks" \
+      org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN groupadd --gid 10001 normcore \
-    && useradd --uid 10001 --gid normcore --home-dir /var/lib/normcore --create-home normcore \
-    && install -d -o normcore -g normcore /var/lib/normcore/state /var/lib/normcore/data
-COPY --from=build /opt/normcore /opt/normcore
+    && useradd --uid 10001 --gid normcore --home-dir /var/lib/normcore --no-create-home normcore \
+    && install -d -o normcore -g normcore /var/lib/normcore /var/lib/normcore/state /var/lib/normcore/data
+# Two layers: a change of the code leaves the large one as it was.
+COPY --from=dependencies /opt/normcore /opt/normcore
+COPY --from=code /code /opt/normcore
+# What libraries write beside the state goes where a read-only root file system lets them.
 ENV PATH=/opt/normcore/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    HF_HOME=/var/lib/normcore/state/cache/huggingface \
     NORMCORE_STATE_DIR=/var/lib/normcore/state \
     NORMCORE_DATA_DIR=/var/lib/normcore/data
-USER normcore
+USER 10001:10001
 WORKDIR /var/lib/normcore
 EXPOSE 8000
 CMD ["python", "-m", "uvicorn", "--factory", "api.app:create_app", "--host", "0.0.0.0", "--port", "8000", "--timeout-graceful-shutdown", "2"]

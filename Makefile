@@ -4,7 +4,7 @@ STAMP := .venv/.stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check format bench figures clean
+.PHONY: help demo up env test check format bench figures clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ demo: $(STAMP) ## Start the laboratory and run the first experiment on real data
 
 up: $(STAMP) ## Start the laboratory: API, scheduler, worker, MLflow, broker
 	@.venv/bin/normcore up
+
+env: ## Write .env, the settings of docker compose, with passwords of its own
+	@docker/make-env
 
 test: $(STAMP) ## Run the tests, the slowest shown
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup --durations 15

@@ -1,0 +1,172 @@
+"""Docker's files without an engine: they agree with each other, with the settings, and keep what they promise."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from worker.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+COMPOSE_TEXT = (ROOT / "docker-compose.yml").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load(COMPOSE_TEXT)
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+EXAMPLE = dict(re.findall(r"^([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), flags=re.MULTILINE))
+SECRETS = {"POSTGRES_PASSWORD", "REDIS_PASSWORD"}
+
+# ${NAME:-default} and ${NAME:?message}; $$ is the container's own.
+VARIABLE = re.compile(r"(?<!\$)\$\{([A-Z_]+)(?::([-?])([^{}]*))?\}")
+VARIABLES = VARIABLE.findall(COMPOSE_TEXT)
+
+
+def test_every_variable_of_compose_is_in_the_example_and_the_other_way_round() -> None:
+    assert {name for name, _, _ in VARIABLES} == set(EXAMPLE)
+
+
+@pytest.mark.parametrize(("name", "kind", "text"), sorted(set(VARIABLES)))
+def test_a_default_is_the_example_s_and_a_secret_has_none(name: str, kind: str, text: str) -> None:
+    if name in SECRETS:
+        assert (kind, text, EXAMPLE[name]) == ("?", "run make env first", "")
+    else:
+        assert (kind, text) == ("-", EXAMPLE[name])
+
+
+def test_every_setting_that_compose_names_is_one() -> None:
+    known = {f"NORMCORE_{name.upper()}" for name in Settings.model_fields}
+    of_compose_alone = {"NORMCORE_IMAGE", "NORMCORE_GPU"}
+    assert set(re.findall(r"NORMCORE_[A-Z_]+", COMPOSE_TEXT + DOCKERFILE)) - of_compose_alone <= known
+
+
+def test_defaults_that_are_also_a_setting_s_are_the_same() -> None:
+    fields = Settings.model_fields
+    for name in ("api_port", "mlflow_port", "slots", "stop_grace_s", "hub"):
+        assert type(fields[name].default)(yaml.safe_load(EXAMPLE[f"NORMCORE_{name.upper()}"])) == fields[name].default
+
+
+def test_ports_are_this_machine_s_alone_unless_told_and_the_stores_have_none() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert set(published) == {"api", "mlflow"}
+    for ports in published.values():
+        for port in ports:
+            assert port.startswith("${BIND_ADDRESS:-127.0.0.1}:")
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_container_is_guarded_limited_and_rotates_its_log(name: str) -> None:
+    service = SERVICES[name]
+    assert service["init"] is True
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["mem_limit"]
+    assert service["pids_limit"]
+    assert set(service["logging"]["options"]) == {"max-size", "max-file"}
+    assert service["restart"] == ("no" if name == "migrate" else "unless-stopped")
+    assert not service.get("privileged")
+    if name != "postgres":
+        assert "cap_add" not in service
+
+
+@pytest.mark.parametrize("name", SERVICES.keys() - {"migrate", "scheduler"})
+def test_services_that_answer_have_a_healthcheck_that_stays_in_the_container_s_network(name: str) -> None:
+    test = " ".join(SERVICES[name]["healthcheck"]["test"])
+    assert all("127.0.0.1" in url for url in re.findall(r"https?://\S+", test))
+
+
+def test_no_argument_holds_a_password() -> None:
+    for service in SERVICES.values():
+        said = yaml.safe_dump([service.get(key) for key in ("command", "entrypoint", "healthcheck", "build", "labels")])
+        assert not any(secret in said for secret in SECRETS)
+
+
+def test_a_worker_is_given_time_for_its_last_checkpoint_and_its_last_words() -> None:
+    grace = float(EXAMPLE["WORKER_STOP_GRACE_PERIOD"].removesuffix("s"))
+    assert grace >= float(EXAMPLE["NORMCORE_STOP_GRACE_S"]) + 60
+
+
+def test_image_version_label_and_project_agree() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert EXAMPLE["NORMCORE_IMAGE"] == f"normcore:{version}"
+    assert f'org.opencontainers.image.version="{version}"' in DOCKERFILE
+
+
+def test_the_last_stage_is_no_root_s_and_builds_nothing() -> None:
+    last = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
+    assert re.search(r"^USER 10001:10001$", last, flags=re.MULTILINE)
+    assert not re.search(r"\b(apt-get|pip|gcc|g\+\+|curl|wget)\b", last)
+    assert not re.search(r"^ADD ", DOCKERFILE, flags=re.MULTILINE)
+    assert not re.search(r"^(ARG|ENV) .*(PASSWORD|TOKEN|SECRET|KEY)", DOCKERFILE, flags=re.MULTILINE)
+    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, flags=re.MULTILINE)) == {"${PYTHON_IMAGE}", "dependencies"}
+
+
+def test_what_the_image_copies_is_let_through() -> None:
+    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied: set[str] = set()
+    for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, flags=re.MULTILINE):
+        copied |= set(sources.split())
+    assert copied == let_through
+    assert all((ROOT / path).exists() for path in copied)
+
+
+def test_the_image_installs_what_the_service_asks_for_and_no_more() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = requirements_of(project)
+    extras = project["optional-dependencies"]
+    assert set(found) == (
+        {*project["dependencies"], *extras["service"], *extras["data"], *extras["figures"]} - {"normcore[data,figures]"}
+    )
+    project |= {"version": "9", "description": "another"}
+    assert requirements_of(project) == found
+
+
+def test_make_env_makes_two_passwords_once(tmp_path: Path) -> None:
+    (tmp_path / "docker").mkdir()
+    shutil.copy(ROOT / "docker" / "make-env", tmp_path / "docker")
+    shutil.copy(ROOT / ".env.example", tmp_path)
+    assert make_env(tmp_path).returncode == 0
+    env = tmp_path / ".env"
+    written = env.read_text()
+    assert stat.S_IMODE(env.stat().st_mode) == 0o600
+    values = dict(re.findall(r"^([A-Z_]+)=(.*)$", written, flags=re.MULTILINE))
+    passwords = {values.pop(name) for name in SECRETS}
+    assert len(passwords) == 2
+    assert all(re.fullmatch("[0-9a-f]{48}", password) for password in passwords)
+    assert values == {name: value for name, value in EXAMPLE.items() if name not in SECRETS}
+
+    again = make_env(tmp_path)
+    assert again.returncode == 1
+    assert ".env is there already" in again.stderr
+    assert env.read_text() == written
+
+
+def test_the_makefile_has_the_command_that_compose_asks_for() -> None:
+    assert re.search(r"^env:.*\n\t@docker/make-env$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert os.access(ROOT / "docker" / "make-env", os.X_OK)
+    assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def make_env(root: Path) -> subprocess.CompletedProcess[str]:
+    """Run the script as `make env` does."""
+    return subprocess.run([root / "docker" / "make-env"], capture_output=True, text=True, check=False)
+
+
+def requirements_of(project: dict[str, Any]) -> list[str]:
+    """What `docker/requirements.py` writes into the image's build."""
+    spec = importlib.util.spec_from_file_location("requirements", ROOT / "docker" / "requirements.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: list[str] = module.requirements(project, "service")
+    return found
