@@ -214,6 +214,15 @@ def test_the_figure_survives_whatever_was_read(losses):
         assert draw(arms, DARK)[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_the_figure_says_that_higher_losses_are_not_drawn(monkeypatch):
+    panels = []
+    monkeypatch.setattr(
+        "normcore.probes.lr_range_figure.draw_panels", lambda _, those, *__, **___: panels.extend(those)
+    )
+    draw({"": []})
+    assert panels[0].label.endswith("up to twice the initial one")
+
+
 def test_an_error_of_the_sweep_is_a_remark_and_the_training_is_kept(folders, monkeypatch):
     def broken(self):
         raise RuntimeError("no memory left")
