@@ -103,7 +103,7 @@ def draw_panels(title: str, panels: Sequence[Panel], arms: Arms, theme: Theme = 
         spaces = SPACES if all(panel.across == "" for panel in panels) else SPACES | ROOM_FOR_LABELS
         grid = figure.subplots(rows, columns, sharey="row", squeeze=False, gridspec_kw=margins | spaces)
         for column in grid.T:
-            _across(column, panels, across)
+            _across(column, panels, across, log=across == STEPS and _is_log_spaced(arms))
         for panel, row in zip(panels, grid, strict=True):
             for axes, readings in zip(row, arms.values(), strict=True):
                 panel.paint(axes, readings, theme)
@@ -168,7 +168,13 @@ def say(axes: Axes, readings: Sequence[Reading], words: str, theme: Theme) -> No
         axes.text(0.5, 0.5, words, ha="center", va="center", color=theme.faint, transform=axes.transAxes)
 
 
-def _across(column: Iterable[Axes], panels: Sequence[Panel], across: str) -> None:
+def _is_log_spaced(arms: Arms) -> bool:
+    """Whether most readings were taken in the first tenth of the steps: on a linear axis they would stand in a heap."""
+    steps = [reading.step for readings in arms.values() for reading in readings]
+    return 2 * sum(10 * step <= max(steps) for step in steps) > len(steps) and min(steps) > 0
+
+
+def _across(column: Iterable[Axes], panels: Sequence[Panel], across: str, *, log: bool) -> None:
     """The horizontal axes of a column: one for all panels that have none of their own, labelled below the last."""
     from matplotlib.ticker import MaxNLocator
 
@@ -183,7 +189,9 @@ def _across(column: Iterable[Axes], panels: Sequence[Panel], across: str) -> Non
         axes.tick_params(labelbottom=False)
     for axes in shared[-1:]:
         axes.set_xlabel(across)
-        if across == STEPS:
+        if log:
+            axes.set_xscale("log")
+        elif across == STEPS:
             axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
 
 

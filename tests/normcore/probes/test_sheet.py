@@ -189,3 +189,20 @@ def test_a_legend_over_lines_has_a_ground_to_be_read_on(drawn):
     assert frame.get_visible()
     assert frame.get_alpha() >= 0.7
     assert to_rgb(frame.get_facecolor()) == to_rgb(DARK.ground)
+
+
+@pytest.mark.parametrize(
+    ("steps", "scale"),
+    [
+        ((1, 2, 5, 10, 22, 46, 100, 215, 464, 1000), "log"),
+        (range(1, 101), "linear"),
+        (range(10, 1001, 10), "linear"),
+        ((7,), "linear"),
+        ((0, 1, 2, 100), "linear"),
+        ((), "linear"),
+    ],
+)
+def test_steps_stand_on_a_logarithmic_axis_where_most_are_early(drawn, steps, scale):
+    panels = [Panel("a", lines), Panel("b", lines), Panel("c", lines, across="eigenvalue")]
+    draw_panels("title", panels, {"x": [Reading("x", n, {"a": 1.0}, {}) for n in steps], "y": readings(*[1.0] * 4)[:0]})
+    assert [axes.get_xscale() for axes in drawn[0].axes] == [scale] * 4 + ["linear"] * 2
