@@ -21,7 +21,7 @@ def draw(arms: Arms, theme: Theme = LIGHT) -> bytes:
 
     Losses above twice the initial one are not drawn. Of several readings the last is.
     """
-    panels = (Panel("loss (nats, or squared error),\nup to twice the initial one", _sweep),)
+    panels = (Panel("loss, up to twice the initial\n(nats, or squared error)", _sweep),)
     return draw_panels("Usable learning rates", panels, arms, theme, across="learning rate of the update")
 
 

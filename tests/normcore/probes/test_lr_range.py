@@ -220,7 +220,7 @@ def test_the_figure_says_that_higher_losses_are_not_drawn(monkeypatch):
         "normcore.probes.lr_range_figure.draw_panels", lambda _, those, *__, **___: panels.extend(those)
     )
     draw({"": []})
-    assert panels[0].label.endswith("up to twice the initial one")
+    assert panels[0].label.startswith("loss, up to twice the initial")
 
 
 def test_an_error_of_the_sweep_is_a_remark_and_the_training_is_kept(folders, monkeypatch):
