@@ -27,7 +27,7 @@ def draw(arms: Arms, theme: Theme = LIGHT) -> bytes:
 
 
 def _lines(axes: Axes, readings: Sequence[Reading], theme: Theme, *, name: str, legend: bool = False) -> None:
-    if any(reading.layers for reading in readings):
+    if any(reading.arrays[name] for reading in readings):
         layer_curves(axes, readings, name, theme, legend=legend)
     else:
         say(axes, readings, "no running statistics", theme)
