@@ -105,7 +105,8 @@ class Sitting:
         return [each for each in self.due if each.probe.sees == what and not each.failed]
 
     def _make_ready(self, *asked: Instrument) -> None:
-        if evaluating := [each for each in asked if each.probe.evaluates]:
+        # Frozen statistics too are those of evaluation: else readings would hang on when the last one was.
+        if evaluating := [each for each in asked if each.probe.evaluates or _freezes(each)]:
             with self._timed(evaluating):
                 self.make_ready()
 
@@ -158,6 +159,10 @@ class Sitting:
         for each in those:
             each.spent_s += took
             each.last_s = (each.last_s or 0.0) + took
+
+
+def _freezes(each: Instrument) -> bool:
+    return getattr(each.spec, "bn_mode", "batch") == "frozen"
 
 
 def checked(reading: Reading, each: Instrument) -> Reading:

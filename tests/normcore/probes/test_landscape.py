@@ -19,8 +19,10 @@ from normcore.probes.landscape import LandscapeProbe
 from normcore.probes.landscape_figure import draw
 from normcore.probes.look import look
 from normcore.probes.moment import Moment
+from normcore.records import Reading
 from normcore.spec import JobSpec
 from normcore.statistics.layers import has_running_statistics
+from normcore.train import train
 
 
 class Point(nn.Module):
@@ -366,6 +368,23 @@ def test_frozen_and_float64_readings_are_those_of_a_twin(folders, model, trains_
     half = trains_in != "float32"
     rel = 1e-9 if precision == "float64" else 0.3 if half else 2e-3
     assert_is(reading, *expected, rel=rel)
+
+
+def test_frozen_statistics_are_those_that_evaluation_right_now_would_use(folders):
+    spec = {
+        "model": {"kind": "mlp", "hidden": [8]},
+        "data": {"kind": "digits", "size": 8},
+        "batch_size": 64,
+        "steps": 6,
+    }
+    spec |= {"norm": {"kind": "batch", "estimator": "population"}}
+    probe = {"kind": "landscape", "every": 6, "low": 0.5, "high": 2.0, "points": 3, "bn_mode": "frozen"}
+    jobs = [spec | {"evaluate_every": every, "probes": [probe]} for every in (6, 2)]
+    seen = [
+        [record.arrays for record in train(JobSpec.model_validate(job), folders=folders) if isinstance(record, Reading)]
+        for job in jobs
+    ]
+    assert seen[0] == seen[1]
 
 
 def test_float64_sees_the_small_steps_in_which_float32_sees_its_own_rounding(folders):
