@@ -20,12 +20,12 @@ from worker.states import State
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("laboratory"), pytest.mark.timeout(600)]
 
 SPEC: dict[str, Any] = {
-    "model": {"kind": "vgg", "width": 0.125},
+    "model": {"kind": "vgg", "width": 0.0625},
     "norm": {"kind": "batch"},
     "noise": {"kind": "santurkar"},
     "data": {"kind": "digits"},
     "optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.5},
-    "batch_size": 64,
+    "batch_size": 32,
     "steps": 400,
     "checkpoint_every": 40,
     "evaluate_every": 100,
@@ -66,7 +66,7 @@ def test_the_run_holds_parameters_curves_figure_checkpoints_and_note(laboratory:
     parameters = {parameter["key"]: parameter["value"] for parameter in run["data"]["params"]}
     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
 
-    assert run["info"]["run_name"] == "vgg11w0.125 batch+noise bs64 lr0.05 seed3"
+    assert run["info"]["run_name"] == "vgg11w0.0625 batch+noise bs32 lr0.05 seed3"
     assert parameters["norm.kind"] == "batch"
     assert parameters["noise.mean_range"] == "0.5"
     assert tags["course"] == "6.867"
