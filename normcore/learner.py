@@ -114,7 +114,7 @@ class Learner:
         beat()
         with self._precision:
             model = self.model if self._compiled is None else self._compiled.callable()
-            outputs: Tensor = model(batch.inputs) if batch.mask is None else model(batch.inputs, mask=batch.mask)
+            outputs = batch.through(model)
         return outputs.float() if self._autocasts else outputs
 
     def forward(self, step: int) -> tuple[Tensor, Tensor, Tensor]:

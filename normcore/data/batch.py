@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,6 @@ class Batch:
         inputs, labels = (part.to(dtype) if part.is_floating_point() else part for part in (self.inputs, self.labels))
         return Batch(inputs, labels, self.mask)
 
-    def through(self, model: nn.Module) -> Tensor:
+    def through(self, model: Callable[..., Tensor]) -> Tensor:
         """The outputs of a model for these samples, `(N, num_outputs)`; it is given the mask where there is one."""
-        outputs: Tensor = model(self.inputs) if self.mask is None else model(self.inputs, mask=self.mask)
-        return outputs
+        return model(self.inputs) if self.mask is None else model(self.inputs, mask=self.mask)

@@ -8,8 +8,29 @@ from pydantic import Field, model_validator
 
 from normcore.menu.spec import Eps, Lr, NonNegative, Spec
 
-AdaptiveClipping = Annotated[float, Field(gt=0, le=1e6)] | None
-ClipNorm = Annotated[float, Field(gt=0, le=1e6)] | None
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Longest = Annotated[float, Field(gt=0, le=1e6)] | None
+
+DecayNormParameters = Annotated[
+    bool,
+    Field(
+        description="Let weight decay shrink the scales and shifts of norms and the gains of weight methods too.",
+    ),
+]
+AdaptiveClipping = Annotated[
+    Longest,
+    Field(
+        description="Longest gradient of an output unit, as a multiple of its weights' length (Brock et al. 2021): "
+        "none, or the\npaper's 0.01. The classifier is not clipped."
+    ),
+]
+ClipNorm = Annotated[
+    Longest,
+    Field(
+        description="Longest gradient of all parameters together: none, or a length. "
+        "After adaptive_clipping, where both are set."
+    ),
+]
 
 
 class SgdSpec(Spec):
@@ -17,16 +38,12 @@ class SgdSpec(Spec):
 
     kind: Literal["sgd"] = "sgd"
     lr: Lr = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Momentum = 0.0
     nesterov: bool = False
     weight_decay: NonNegative = 0.0
-    decay_norm_parameters: bool = False
-    """Let weight decay shrink the scales and shifts of norms and the gains of weight methods too."""
+    decay_norm_parameters: DecayNormParameters = False
     adaptive_clipping: AdaptiveClipping = None
-    """Longest gradient of an output unit, as a multiple of its weights' length (Brock et al. 2021): none, or the
-    paper's 0.01. The classifier is not clipped."""
     clip_norm: ClipNorm = None
-    """Longest gradient of all parameters together: none, or a length. After adaptive_clipping, where both are set."""
     target: ClassVar[str] = "normcore.optimizers.sgd:build"
 
     @model_validator(mode="after")
@@ -45,13 +62,9 @@ class AdamWSpec(Spec):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     eps: Eps = 1e-8
     weight_decay: NonNegative = 0.01
-    decay_norm_parameters: bool = False
-    """Let weight decay shrink the scales and shifts of norms and the gains of weight methods too."""
+    decay_norm_parameters: DecayNormParameters = False
     adaptive_clipping: AdaptiveClipping = None
-    """Longest gradient of an output unit, as a multiple of its weights' length (Brock et al. 2021): none, or the
-    paper's 0.01. The classifier is not clipped."""
     clip_norm: ClipNorm = None
-    """Longest gradient of all parameters together: none, or a length. After adaptive_clipping, where both are set."""
     target: ClassVar[str] = "normcore.optimizers.adamw:build"
 
 
@@ -61,7 +74,7 @@ class MuonSpec(Spec):
     kind: Literal["muon"] = "muon"
     lr: Lr = 0.02
     """Of the matrices."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    momentum: Momentum = 0.95
     nesterov: bool = True
     adjust_lr: Literal["original", "match_rms_adamw"] = "original"
     """What a matrix's shape makes of lr: times sqrt(max(1, rows / columns)), or times 0.2 sqrt(max(rows, columns)),
@@ -69,13 +82,9 @@ class MuonSpec(Spec):
     adamw_lr: Lr = 1e-3
     """Of all other parameters; both follow the schedule."""
     weight_decay: NonNegative = 0.01
-    decay_norm_parameters: bool = False
-    """Let weight decay shrink the scales and shifts of norms and the gains of weight methods too."""
+    decay_norm_parameters: DecayNormParameters = False
     adaptive_clipping: AdaptiveClipping = None
-    """Longest gradient of an output unit, as a multiple of its weights' length (Brock et al. 2021): none, or the
-    paper's 0.01. The classifier is not clipped."""
     clip_norm: ClipNorm = None
-    """Longest gradient of all parameters together: none, or a length. After adaptive_clipping, where both are set."""
     target: ClassVar[str] = "normcore.optimizers.muon:build"
 
     @model_validator(mode="after")

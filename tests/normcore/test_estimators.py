@@ -8,7 +8,8 @@ from normcore.learner import Learner
 from normcore.noise.noise import start_step
 from normcore.records import Checkpoint, Metrics, Reading
 from normcore.spec import JobSpec
-from normcore.train import ESTIMATE_BATCHES, train
+from normcore.step_evaluation import ESTIMATE_BATCHES
+from normcore.train import train
 
 SPEC = {
     "model": {"kind": "mlp", "hidden": [24, 16]},

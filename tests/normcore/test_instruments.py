@@ -199,7 +199,7 @@ def test_what_evaluation_uses_is_made_ready_for_whoever_looks_at_it_and_counts_a
     def gather(*_):
         clock.now += 2.0
 
-    monkeypatch.setattr("normcore.train._gather_statistics", gather)
+    monkeypatch.setattr("normcore.train.gather_statistics", gather)
     on_the_menu(Evaluating)
     records = train(job({"kind": "budget", "fraction": 0.125}, **BUDGET | {"steps": 40}), folders=folders)
     # The stated second first, then the two that it took: 4 s fit an eighth of 32 s.
@@ -217,7 +217,7 @@ def test_at_the_end_what_evaluation_uses_is_that_of_the_last_weights(folders, on
             return super().read(moment)
 
     monkeypatch.setattr(
-        "normcore.train._gather_statistics",
+        "normcore.train.gather_statistics",
         lambda _, learner: gathered.append(learner.model.classifier.weight.detach().clone()),
     )
     on_the_menu(Evaluating)

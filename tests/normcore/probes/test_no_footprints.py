@@ -53,7 +53,7 @@ def training(model, *kinds):
     records, told = train(spec), []
     with pytest.MonkeyPatch.context() as patch:
         # At the end of a noisy training: a hundred batches would take longer than it.
-        patch.setattr("normcore.train.RECOMPUTE_BATCHES", 4)
+        patch.setattr("normcore.step_evaluation.RECOMPUTE_BATCHES", 4)
         for record in records:
             if isinstance(record, Figure):
                 break
