@@ -21,11 +21,13 @@ env: ## Write .env, the settings of docker compose, with passwords of its own
 test: $(STAMP) ## Run the tests, the slowest shown
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup --durations 15
 
-check: $(STAMP) ## Lint, types, import contracts
+check: $(STAMP) ## Lint, types, import contracts, Docker's files
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/hadolint Dockerfile
+	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose*.yml
 
 format: $(STAMP) ## Put the code into its form
 	.venv/bin/ruff check --fix .
