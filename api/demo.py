@@ -43,6 +43,8 @@ COMMON: Mapping[str, object] = {
     "batch_size": 64,
     "steps": 160,
     "evaluate_every": 40,
+    "checkpoint_every": 40,
+    "deterministic": True,
     "probes": [{"kind": "landscape", "every": 20, "low": 0.5, "high": 4.0, "points": 8}],
 }
 TITLE = """\

@@ -1,0 +1,1 @@
+"""Trials on a real Docker engine, one a file; `tests/compose/run` runs them."""
