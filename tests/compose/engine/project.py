@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,7 +122,8 @@ class Project:
 
     def jobs(self, label: str, value: str) -> list[dict[str, Any]]:
         """The jobs with a label."""
-        return list(self.asked(f"/v1/jobs?limit=100&label={label}%3D{urllib.request.quote(value)}")["items"])  # type: ignore[attr-defined]
+        query = urllib.parse.urlencode({"limit": 100, "label": f"{label}:{value}"})
+        return list(self.asked(f"/v1/jobs?{query}")["items"])
 
     def under_way(self, job_id: str, step: int) -> None:
         """Wait until a job trains and is past a step."""
@@ -172,7 +174,7 @@ class Project:
 
     def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """The points of a curve that MLflow has, by step; those that it has twice, twice."""
-        query = f"run_id={run_id}&metric_key={urllib.request.quote(key)}&max_results=25000"  # type: ignore[attr-defined]
+        query = f"run_id={run_id}&metric_key={urllib.parse.quote(key)}&max_results=25000"
         found = fetched(f"{self.mlflow}/api/2.0/mlflow/metrics/get-history?{query}")
         return sorted((int(point["step"]), float(point["value"])) for point in found.get("metrics", ()))
 
@@ -217,12 +219,22 @@ class Outcome:
 
 
 def fetched(url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The JSON behind an address; of a POST, where there is a body."""
+    """The JSON behind an address; of a POST, where there is a body.
+
+    Raises:
+        OSError: if nobody answers, or with a 5xx: it may be tried again.
+        TrialFailed: with the body of a 4xx, which is the trial's own mistake.
+    """
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        found: dict[str, Any] = json.load(answer)
-        return found
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+    except urllib.error.HTTPError as error:
+        if error.code < 500:
+            raise TrialFailed(f"{url}: {error.code} {error.read().decode(errors='replace')[:1000]}") from None
+        raise
 
 
 def until(true: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
