@@ -6,8 +6,9 @@ their checks only.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -18,7 +19,7 @@ from api import catalog, docs, events, health, jobs, metrics, preview, problems
 from api.laboratory import Laboratory
 from api.openapi import DESCRIPTION, TAGS, complete
 from api.previewer import Previewer
-from worker.book import Book
+from worker.book import Book, BookUnavailable, SchemaTooNew
 from worker.settings import Settings
 from worker.settings import settings as settings_of_process
 
@@ -34,12 +35,13 @@ class Api(FastAPI):
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The API over one order book.
+    """The API over one order book; ends the process where a later version has migrated that.
 
     Args:
         settings: Where things are; the environment's when not given.
     """
     chosen = settings or settings_of_process()
+    _require_schema(chosen)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -67,3 +69,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module in (preview, jobs, metrics, events, catalog, health, docs):
         app.include_router(module.router)
     return app
+
+
+def _require_schema(settings: Settings) -> None:
+    """A database that is away or still to be migrated may come; one that a later version has migrated will not."""
+    with closing(Book.open(settings)) as book, suppress(BookUnavailable):
+        try:
+            book.require_schema()
+        except SchemaTooNew as error:
+            sys.exit(f"the API does not start: {error}")

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Self
 from sqlalchemy import delete, select
 
 from normcore.spec import JobSpec
-from worker import leases, orders, reconcile
+from worker import leases, orders, reconcile, schema
 from worker.clock import now
 from worker.database import BookUnavailable, Database
 from worker.orders import AlreadyEnded, BadCursor, IdempotencyConflict, NoSuchJob
 from worker.pools import Pool, obstacle
 from worker.rows import attempt_of, checkpoint_of, event_of
+from worker.schema import SchemaTooNew
 from worker.states import TERMINAL, Desired, Event, State
 from worker.tables import attempts, checkpoints, job_events, jobs, metrics, workers
 from worker.views import (
@@ -62,6 +63,7 @@ __all__ = [
     "Page",
     "Progress",
     "Reason",
+    "SchemaTooNew",
     "State",
     "Submission",
     "WorkerRow",
@@ -114,8 +116,21 @@ class Book:
             BookUnavailable: the database cannot be reached, or its migrations were not applied.
         """
         with self.database.read() as connection:
+            schema.require_migrated(schema.current(connection))
             connection.execute(select(jobs.c.id).limit(1))
             return float(connection.execute(select(now())).scalar_one())
+
+    def require_schema(self) -> None:
+        """Nothing, where the database has the schema that this version works with; what a service asks as it starts.
+
+        Raises:
+            BookUnavailable: the database cannot be reached, or migrations are missing.
+            SchemaTooNew: a later version has migrated it.
+        """
+        with self.database.read() as connection:
+            revision = schema.current(connection)
+        schema.require_known(revision)
+        schema.require_migrated(revision)
 
     # What a person does.
 

@@ -27,9 +27,14 @@ class Presence(threading.Thread):
         self._draining = draining
 
     def announce(self) -> None:
-        """The first word, before any message is taken: what an earlier life of the same name held is lost by now."""
+        """The first word, before any message is taken: what an earlier life of the same name held is lost by now.
+
+        Raises:
+            SchemaTooNew: a later version has migrated the order book.
+        """
         while not self._draining.is_set():
             try:
+                self._book.require_schema()
                 if lost := self._book.worker_started(self._worker, self._device, **self._uses):
                     log.info("jobs of an earlier life are queued again: %s", ", ".join(lost))
             except BookUnavailable as error:

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 
-from worker.book import Book
+from worker.book import Book, SchemaTooNew
 from worker.courier import Courier
 from worker.nursery import WARM_UP_S, Nursery
 from worker.pools import Pool
@@ -37,7 +37,10 @@ def main(config: Settings) -> None:
     try:
         device, pool = _place(nursery, config)
         presence = Presence(book, config.worker_name, device, pool, heartbeat_s=config.heartbeat_s, draining=draining)
-        presence.announce()
+        try:
+            presence.announce()
+        except SchemaTooNew as error:
+            sys.exit(f"the worker does not start: {error}")
         presence.start()
         tidy_all(book, config.state_dir / "jobs")
         register(app, Workplace(config, book, nursery, courier, draining))

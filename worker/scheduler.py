@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
 from worker import queue
-from worker.book import Book, BookUnavailable, Dispatch
+from worker.book import Book, BookUnavailable, Dispatch, SchemaTooNew
 from worker.queue import QueueUnavailable
 from worker.settings import Settings, settings
 
@@ -101,7 +102,11 @@ class Scheduler:
 
 
 def migrate(url: str, stop: threading.Event) -> None:
-    """Bring the schema up to date, as soon as the database can be reached."""
+    """Bring the schema up to date, as soon as the database can be reached.
+
+    Raises:
+        SchemaTooNew: a later version has migrated it.
+    """
     from worker.migrate import upgrade
 
     pause_s = 0.1
@@ -126,7 +131,10 @@ def main(config: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stopped)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    migrate(config.database, stop)
+    try:
+        migrate(config.database, stop)
+    except SchemaTooNew as error:
+        sys.exit(f"the scheduler does not start: {error}")
     book = Book.open(config)
     log.info("the scheduler is at work")
     Scheduler(book, tick_s=config.scheduler_tick_s, reconcile_every_s=config.reconcile_every_s).run(stop)

@@ -1,14 +1,18 @@
 import subprocess
 import sys
+import threading
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
-from worker import migrate
-from worker.book import Book, Event, MetricPoint, State
+from worker import migrate, scheduler, schema
+from worker.book import Book, BookUnavailable, Event, MetricPoint, SchemaTooNew, State
 from worker.database import Database
+from worker.pools import Pool
+from worker.presence import Presence
+from worker.settings import Settings
 from worker.tables import metadata
 
 
@@ -104,3 +108,49 @@ def test_the_module_migrates_the_book_that_the_settings_name(tmp_path):
     environment = {"NORMCORE_STATE_DIR": str(tmp_path / "state"), "PATH": ""}
     subprocess.run([sys.executable, "-m", "worker.migrate"], check=True, env=environment)
     assert tables(f"sqlite:///{tmp_path / 'state' / 'normcore.db'}") == {"alembic_version", *metadata.tables}
+
+
+def test_the_command_goes_to_a_revision_and_says_which_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(migrate, "settings", lambda: Settings(state_dir=tmp_path))
+    migrate.main(["0002"])
+    database = Database(f"sqlite:///{tmp_path / 'normcore.db'}")
+    with database.write() as connection:
+        assert schema.current(connection) == "0002"
+    with pytest.raises(
+        SystemExit, match=r"^nothing is migrated: the order book's schema has the revisions 0001, .*'2'"
+    ):
+        migrate.main(["2"])
+    with pytest.raises(SystemExit, match="one revision at most"):
+        migrate.main(["0001", "0002"])
+    migrate.main([])
+    newest = schema.known()[-1]
+    with database.write() as connection:
+        assert schema.current(connection) == newest
+        connection.execute(text("UPDATE alembic_version SET version_num = '0999'"))
+    database.close()
+    with pytest.raises(SystemExit) as refusal:
+        migrate.main([])
+    assert refusal.value.code == (
+        "nothing is migrated: the order book's schema must be one that this version knows, "
+        f"0001 to {newest}, got 0999; run the version that made it, or have that take it back: "
+        f"python -m worker.migrate {newest}"
+    )
+
+
+def test_a_book_with_steps_missing_is_not_ready_and_one_from_the_future_is_refused(empty_url):
+    migrate.move(empty_url, "0001")
+    book = Book(empty_url)
+    with pytest.raises(BookUnavailable, match=r"must be \d{4}, got 0001; apply the steps that are missing"):
+        book.ping()
+    with pytest.raises(BookUnavailable, match="apply the steps that are missing"):
+        book.require_schema()
+    migrate.upgrade(empty_url)
+    book.require_schema()
+    with book.database.write() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0999'"))
+    assert book.ping()  # whoever is at work goes on while a later version takes over
+    presence = Presence(book, "w", "cpu", Pool(), heartbeat_s=1.0, draining=threading.Event())
+    for start in (book.require_schema, presence.announce, lambda: scheduler.migrate(empty_url, threading.Event())):
+        with pytest.raises(SchemaTooNew, match="must be one that this version knows"):
+            start()
+    book.close()
