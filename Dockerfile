@@ -8,19 +8,24 @@ COPY pyproject.toml docker/requirements.py ./
 RUN python3 requirements.py pyproject.toml service > requirements.txt
 
 FROM ${PYTHON_IMAGE} AS dependencies
-# Set to PyTorch's CPU index for an image without CUDA; see the README.
-ARG PIP_EXTRA_INDEX_URL=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 RUN python3 -m venv /opt/normcore
 ENV PATH=/opt/normcore/bin:$PATH
-COPY --from=requirements /requirements/requirements.txt ./
 COPY constraints.txt ./
-# The tests that packages ship are a sixth of the image, and nothing imports them.
+# cpu, or cu126 and the like: a folder of PyTorch's own index. cuda: the build of the package index, several GB.
+ARG TORCH=cpu
+# From that index alone, so that one that is out of reach is an error and not the other build; and nothing else from it.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    if [ "$TORCH" = cuda ]; then set -- ; else set -- --index-url "https://download.pytorch.org/whl/$TORCH"; fi \
+    && pip install --no-deps --constraint constraints.txt "$@" torch
+COPY --from=requirements /requirements/requirements.txt ./
+# What packages ship for their own tests and for compilers is a good sixth of the image, and nothing here runs it.
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint constraints.txt --requirement requirements.txt \
-    && find /opt/normcore/lib -type d -name tests -prune -exec rm -rf {} + \
-    && rm -rf /opt/normcore/lib/python3*/site-packages/torch/test
+    && find /opt/normcore/lib \( -type d -name tests -o -path '*/torch/include' -o -path '*/torch/test' \
+        -o -path '*/torch/bin/*[Tt]est*' -o -path '*/torch/bin/protoc*' -o -path '*/pyarrow/include' \) \
+        -prune -exec rm -rf {} +
 
 FROM dependencies AS code
 COPY pyproject.toml README.md LICENSE ./
@@ -31,10 +36,6 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --no-deps --prefix /code .
 
 FROM ${PYTHON_IMAGE}
-LABEL org.opencontainers.image.title="Normcore" \
-      org.opencontainers.image.description="A laboratory for normalization in deep networks" \
-      org.opencontainers.image.version="0.1.0" \
-      org.opencontainers.image.licenses="Apache-2.0"
 RUN groupadd --gid 10001 normcore \
     && useradd --uid 10001 --gid normcore --home-dir /var/lib/normcore --no-create-home normcore \
     && install -d -o normcore -g normcore /var/lib/normcore /var/lib/normcore/state /var/lib/normcore/data
@@ -52,4 +53,13 @@ ENV PATH=/opt/normcore/bin:$PATH \
 USER 10001:10001
 WORKDIR /var/lib/normcore
 EXPOSE 8000
+# Each service has its own in docker-compose.yml: what the API answers says nothing of a worker.
+HEALTHCHECK NONE
+# Last, since the commit changes with every build.
+ARG REVISION=
+LABEL org.opencontainers.image.title="Normcore" \
+      org.opencontainers.image.description="A laboratory for normalization in deep networks" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.licenses="Apache-2.0"
 CMD ["python", "-m", "uvicorn", "--factory", "api.app:create_app", "--host", "0.0.0.0", "--port", "8000", "--timeout-graceful-shutdown", "2"]

@@ -4,7 +4,7 @@ STAMP := .venv/.stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up env test check format bench figures clean
+.PHONY: help demo up env gpus test check format bench figures clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ up: $(STAMP) ## Start the laboratory: API, scheduler, worker, MLflow, broker
 env: ## Write .env, the settings of docker compose, with passwords of its own
 	@docker/make-env
 
+gpus: ## Write docker-compose.gpus.yml, a worker for each GPU
+	@docker/make-gpus
+
 test: $(STAMP) ## Run the tests, the slowest shown
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup --durations 15
 
@@ -27,7 +30,7 @@ check: $(STAMP) ## Lint, types, import contracts, Docker's files
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/hadolint Dockerfile
-	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose*.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec $$(git ls-files 'docker-compose*.yml')
 
 format: $(STAMP) ## Put the code into its form
 	.venv/bin/ruff check --fix .

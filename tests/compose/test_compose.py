@@ -25,8 +25,8 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 EXAMPLE = dict(re.findall(r"^([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), flags=re.MULTILINE))
 SECRETS = {"POSTGRES_PASSWORD", "REDIS_PASSWORD"}
 
-# ${NAME:-default} and ${NAME:?message}; $$ is the container's own.
-VARIABLE = re.compile(r"(?<!\$)\$\{([A-Z_]+)(?::([-?])([^{}]*))?\}")
+# ${NAME:-default}, where the default may be another variable, and ${NAME:?message}; $$ is the container's own.
+VARIABLE = re.compile(r"(?<!\$)\$\{([A-Z_]+)(?::([-?])((?:[^${}]|\$\{[^{}]*\})*))?\}")
 VARIABLES = VARIABLE.findall(COMPOSE_TEXT)
 
 
@@ -38,13 +38,15 @@ def test_every_variable_of_compose_is_in_the_example_and_the_other_way_round() -
 def test_a_default_is_the_example_s_and_a_secret_has_none(name: str, kind: str, text: str) -> None:
     if name in SECRETS:
         assert (kind, text, EXAMPLE[name]) == ("?", "run make env first", "")
+    elif VARIABLE.fullmatch(text):
+        assert (kind, EXAMPLE[name]) == ("-", "")
     else:
         assert (kind, text) == ("-", EXAMPLE[name])
 
 
 def test_every_setting_that_compose_names_is_one() -> None:
     known = {f"NORMCORE_{name.upper()}" for name in Settings.model_fields}
-    of_compose_alone = {"NORMCORE_IMAGE", "NORMCORE_GPU"}
+    of_compose_alone = {"NORMCORE_IMAGE", "NORMCORE_GPU", "NORMCORE_GPU_IMAGE"}
     assert set(re.findall(r"NORMCORE_[A-Z_]+", COMPOSE_TEXT + DOCKERFILE)) - of_compose_alone <= known
 
 
@@ -91,13 +93,14 @@ def test_no_argument_holds_a_password() -> None:
 
 
 def test_a_worker_is_given_time_for_its_last_checkpoint_and_its_last_words() -> None:
-    grace = float(EXAMPLE["WORKER_STOP_GRACE_PERIOD"].removesuffix("s"))
-    assert grace >= float(EXAMPLE["NORMCORE_STOP_GRACE_S"]) + 60
+    for worker in ("worker", "worker-gpu"):
+        assert SERVICES[worker]["stop_grace_period"] == "1m${NORMCORE_STOP_GRACE_S:-30}s"
 
 
 def test_image_version_label_and_project_agree() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert EXAMPLE["NORMCORE_IMAGE"] == f"normcore:{version}"
+    assert EXAMPLE["NORMCORE_GPU_IMAGE"] == f"normcore:{version}-cuda"
     assert f'org.opencontainers.image.version="{version}"' in DOCKERFILE
 
 
