@@ -15,10 +15,11 @@ from typing import Any
 from anyio import CapacityLimiter
 from fastapi import FastAPI
 
-from api import catalog, docs, events, health, jobs, metrics, preview, problems
+from api import catalog, docs, events, exposition, health, jobs, metrics, preview, problems
 from api.laboratory import Laboratory
 from api.openapi import DESCRIPTION, TAGS, complete
 from api.previewer import Previewer
+from api.traffic import Traffic, TrafficMiddleware
 from worker.book import Book, BookUnavailable, SchemaTooNew
 from worker.settings import Settings
 from worker.settings import settings as settings_of_process
@@ -42,11 +43,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     chosen = settings or settings_of_process()
     _require_schema(chosen)
+    traffic = Traffic()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         book, previewer = Book.open(chosen), Previewer(chosen)
-        app.state.laboratory = Laboratory(chosen, book, previewer, CapacityLimiter(WATCHER_THREADS))
+        app.state.laboratory = Laboratory(chosen, book, previewer, CapacityLimiter(WATCHER_THREADS), traffic)
         try:
             yield
         finally:
@@ -66,7 +68,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     problems.install(app)
-    for module in (preview, jobs, metrics, events, catalog, health, docs):
+    app.add_middleware(TrafficMiddleware, traffic=traffic)
+    for module in (preview, jobs, metrics, events, catalog, health, exposition, docs):
         app.include_router(module.router)
     return app
 

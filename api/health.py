@@ -32,15 +32,16 @@ def readyz(laboratory: Lab) -> ReadyView:
     live = [worker for worker in laboratory.book.workers() if worker.live]
     checks = {
         "database": OK,
-        "redis": _redis(settings.broker),
-        "mlflow": _mlflow(settings.mlflow_url),
+        "redis": redis_health(settings.broker),
+        "mlflow": mlflow_health(settings.mlflow_url),
         "workers": OK if live else "no worker is alive; orders wait until one is",
         "preview": laboratory.previewer.trouble or OK,
     }
     return ReadyView(status=OK if set(checks.values()) == {OK} else "degraded", checks=checks)
 
 
-def _redis(url: str) -> str:
+def redis_health(url: str) -> str:
+    """`ok`, or why Redis does not answer."""
     from redis import Redis, RedisError
 
     # Kombu and redis-py call the same socket by different schemes.
@@ -54,11 +55,15 @@ def _redis(url: str) -> str:
     return OK
 
 
-def _mlflow(url: str) -> str:
+def mlflow_health(url: str) -> str:
+    """`ok`, or why MLflow does not answer."""
     import httpx
 
     try:
-        status = httpx.get(f"{url.rstrip('/')}/health", timeout=TIMEOUT_S, trust_env=False).status_code
+        # Without TLS there are no certificates to read, which takes longer than the answer.
+        tls = url.startswith("https:")
+        address = f"{url.rstrip('/')}/health"
+        status = httpx.get(address, timeout=TIMEOUT_S, trust_env=False, verify=tls).status_code
     except httpx.HTTPError as error:
         return f"does not answer: {type(error).__name__}; workers keep what they record until it does"
     return OK if status == HTTPStatus.OK else f"answers {status}; workers keep what they record until it does"

@@ -1,4 +1,4 @@
-"""What a request reaches behind the door: the settings, the order book, and the preview."""
+"""What a request reaches behind the door: the settings, the order book, the preview, and what was asked so far."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from api.previewer import Previewer
+from api.traffic import Traffic
 from worker.book import Book
 from worker.settings import Settings
 
@@ -22,6 +23,7 @@ class Laboratory:
     previewer: Previewer
     watchers: CapacityLimiter
     """The threads through which all streams of events look into the book."""
+    traffic: Traffic
 
 
 async def _of(request: Request) -> Laboratory:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Self
 from sqlalchemy import delete, select
 
 from normcore.spec import JobSpec
-from worker import leases, orders, reconcile, schema
+from worker import census, leases, orders, reconcile, schema
+from worker.census import Census
 from worker.clock import now
 from worker.database import BookUnavailable, Database
 from worker.orders import AlreadyEnded, BadCursor, IdempotencyConflict, NoSuchJob
@@ -20,7 +21,7 @@ from worker.pools import Pool, obstacle
 from worker.rows import attempt_of, checkpoint_of, event_of
 from worker.schema import SchemaTooNew
 from worker.states import TERMINAL, Desired, Event, State
-from worker.tables import attempts, checkpoints, job_events, jobs, metrics, workers
+from worker.tables import attempts, checkpoints, job_events, jobs, metrics, schedulers, workers
 from worker.views import (
     Attempt,
     CheckpointRow,
@@ -48,6 +49,7 @@ __all__ = [
     "BadCursor",
     "Book",
     "BookUnavailable",
+    "Census",
     "CheckpointRow",
     "Claim",
     "Desired",
@@ -351,7 +353,26 @@ class Book:
         found = {job.id: obstacle(job.spec.device, job.spec.devices, pools) for job in queued}
         return {job_id: reason for job_id, reason in found.items() if reason is not None}
 
+    def census(self, spooled: Collection[str] = ()) -> Census:
+        """The laboratory in figures, as they stand at one moment.
+
+        Args:
+            spooled: ids of jobs that something of waits for MLflow; those of them that have ended are counted.
+        """
+        with self.database.read() as connection:
+            return census.taken(connection, ttl_s=self._ttl_s, spooled=spooled)
+
     # What the scheduler does.
+
+    def scheduler_seen(self, name: str) -> None:
+        """Make known that a scheduler is at work."""
+        with self.database.write() as connection:
+            reconcile.scheduler_seen(connection, name)
+
+    def scheduler_gone(self, name: str) -> None:
+        """Make known that a scheduler has ended in good order."""
+        with self.database.write() as connection:
+            connection.execute(delete(schedulers).where(schedulers.c.name == name))
 
     def dispatch(self, limit: int = 100) -> list[Dispatch]:
         """Hand queued jobs to free live workers; publish them after this returns.

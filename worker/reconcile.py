@@ -11,7 +11,7 @@ from worker.clock import now
 from worker.leases import end_attempt
 from worker.pools import Pool, preferred
 from worker.states import Desired, Event, State
-from worker.tables import jobs, workers
+from worker.tables import jobs, schedulers, workers
 from worker.transitions import advance
 from worker.upsert import insert_into
 from worker.views import Dispatch, Reason, WorkerRow
@@ -169,6 +169,15 @@ def worker_seen(connection: Connection, name: str, device: str, pool: Pool) -> N
         insert_into(connection, workers)
         .values(name=name, **columns)
         .on_conflict_do_update(index_elements=["name"], set_=columns)
+    )
+
+
+def scheduler_seen(connection: Connection, name: str) -> None:
+    """See `Book.scheduler_seen`."""
+    connection.execute(
+        insert_into(connection, schedulers)
+        .values(name=name, seen_at=now())
+        .on_conflict_do_update(index_elements=["name"], set_={"seen_at": now()})
     )
 
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 from worker import queue
@@ -31,7 +34,10 @@ class Scheduler:
         publish: rings for a dispatch; raises `QueueUnavailable`.
         ping: raises `QueueUnavailable` while the queue cannot be reached.
         tick_s: seconds between looks for work.
-        reconcile_every_s: seconds between looks for what was lost.
+        reconcile_every_s: seconds between looks for what was lost, and between the words that it is at work.
+        name: what it makes itself known by in the order book.
+        beat: a file that is touched after every turn, also while Redis or the database is away: one that is old says
+            that a turn does not end.
     """
 
     def __init__(
@@ -42,12 +48,16 @@ class Scheduler:
         ping: Callable[[], None] = queue.ping,
         tick_s: float = 0.1,
         reconcile_every_s: float = 2.0,
+        name: str = "scheduler",
+        beat: Path | None = None,
     ) -> None:
         self._book = book
         self._publish = publish
         self._ping = ping
         self._tick_s = tick_s
         self._reconcile_every_s = reconcile_every_s
+        self._name = name
+        self._beat = beat
         self._reconcile_at = 0.0
         self._queue_away = False
 
@@ -68,6 +78,8 @@ class Scheduler:
                 if away:
                     log.info("the scheduler is at work again")
                 away = False
+            if self._beat is not None:
+                self._beat.touch()
             pause_s = min(2 * pause_s, MAX_PAUSE_S) if away else self._tick_s
 
     def tick(self) -> None:
@@ -78,6 +90,7 @@ class Scheduler:
             QueueUnavailable: Redis cannot be reached.
         """
         if time.monotonic() >= self._reconcile_at:
+            self._book.scheduler_seen(self._name)
             mended = self._book.reconcile()
             if mended:
                 log.info("mended: %s", mended)
@@ -136,8 +149,17 @@ def main(config: Settings) -> None:
     except SchemaTooNew as error:
         sys.exit(f"the scheduler does not start: {error}")
     book = Book.open(config)
+    name = socket.gethostname()
     log.info("the scheduler is at work")
-    Scheduler(book, tick_s=config.scheduler_tick_s, reconcile_every_s=config.reconcile_every_s).run(stop)
+    Scheduler(
+        book,
+        tick_s=config.scheduler_tick_s,
+        reconcile_every_s=config.reconcile_every_s,
+        name=name,
+        beat=config.scheduler_beat,
+    ).run(stop)
+    with suppress(BookUnavailable):
+        book.scheduler_gone(name)
     book.close()
     log.info("the scheduler has stopped")
 

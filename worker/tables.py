@@ -80,6 +80,7 @@ jobs = Table(
     CheckConstraint(f"(state IN ({_words(list(TERMINAL))})) = (finished_at IS NOT NULL)", name="terminal_has_end"),
     Index("ix_jobs_state_priority_created_at_id", "state", "priority", "created_at", "id"),
     Index("ix_jobs_created_at_id", "created_at", "id"),
+    Index("ix_jobs_started_at_created_at", "started_at", "created_at"),
 )
 
 labels = Table(
@@ -105,6 +106,7 @@ attempts = Table(
     Column("resumed_from", BigInteger),
     Column("last_step", BigInteger),
     Column("resume_verified", Boolean),
+    Index("ix_attempts_outcome_reason_code_n", "outcome", "reason_code", "n"),
 )
 
 checkpoints = Table(
@@ -150,4 +152,11 @@ workers = Table(
     Column("pool", String(16), nullable=False),
     Column("device", String(64), nullable=False),
     Column("seen_at", Double),
+)
+
+schedulers = Table(
+    "schedulers",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("seen_at", Double, nullable=False),
 )

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -194,3 +195,33 @@ def test_the_process_migrates_dispatches_and_stops_when_asked(tmp_path, spec, br
     assert process.wait(30) == 0
     assert "the scheduler has stopped" in (tmp_path / "log").read_text()
     book.close()
+
+
+def test_a_scheduler_makes_known_that_it_is_at_work(book, scheduler):
+    assert book.census().schedulers == 0
+    scheduler.tick()
+    assert book.census().schedulers == 1
+
+
+def test_the_beat_goes_on_while_the_queue_is_away_and_stops_when_a_turn_does_not_end(
+    book, spec, bell, tmp_path, running, eventually
+):
+    beat, hung = tmp_path / "beat", threading.Event()
+
+    def hang(*_):
+        assert hung.wait(60)
+
+    bell.away = True
+    waiting = Scheduler(book, publish=bell.publish, ping=bell.ping, tick_s=0.01, beat=beat)
+    running(waiting)
+    book.worker_seen("w", "cpu")
+    book.submit(spec())
+    eventually(lambda: bell.pings)
+    before = beat.stat().st_mtime_ns
+    eventually(lambda: beat.stat().st_mtime_ns > before)
+
+    waiting._ping = hang
+    bell.pings = 0
+    eventually(lambda: beat.stat().st_mtime_ns < time.time_ns() - 200_000_000)
+    hung.set()
+    eventually(lambda: beat.stat().st_mtime_ns > time.time_ns() - 200_000_000)
