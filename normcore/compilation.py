@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from normcore.noise.noise import Drawing
 from normcore.probes.footprints import no_footprints
 
+_NO_COMPILER = ("No working C++ compiler found", "Failed to find C compiler")
+"""What torch's compiler says on a CPU and Triton says on a GPU."""
+_NO_COMPILER_REMEDY = "; install g++ where the worker runs, which Docker's image leaves out, or leave compile out"
+
 
 class Compiled:
     """What runs a model: `torch.compile` of it where that works and counts, else the model itself.
@@ -47,7 +51,8 @@ class Compiled:
             self._compiled = None
             # What follows is how to debug the compiler.
             why = " ".join(str(error).partition("\n\nSet TORCH")[0].split())
-            return "compile-fell-back", f"the model trains uncompiled: {type(error).__name__}: {why[:300]}"
+            remedy = _NO_COMPILER_REMEDY if any(words in why for words in _NO_COMPILER) else ""
+            return "compile-fell-back", f"the model trains uncompiled: {type(error).__name__}: {why[:300]}{remedy}"
         return "compiled", f"training passes run as one graph compiled by {self._backend} of torch {torch.__version__}"
 
     def callable(self) -> Callable[..., Any]:

@@ -80,6 +80,24 @@ def test_what_the_compiler_refuses_trains_uncompiled_and_is_remarked(folders):
     assert step(learner, 1).isfinite()
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "No working C++ compiler found in torch._inductor.config.cpp.cxx: (None, 'g++')",
+        "Failed to find C compiler. Please specify via CC environment variable",
+    ],
+)
+def test_where_there_is_no_compiler_the_remark_says_what_to_install(folders, said):
+    def refusing(*_):
+        raise RuntimeError(said)
+
+    (remark,) = learner_of(folders, refusing).compile(0)
+    assert said in remark.detail
+    assert remark.detail.endswith(
+        "; install g++ where the worker runs, which Docker's image leaves out, or leave compile out"
+    )
+
+
 def test_layers_that_draw_are_not_compiled(folders):
     noisy = JobSpec.model_validate(SPEC | {"noise": {"kind": "santurkar"}, "steps": 1})
     (remark,) = [record for record in train(noisy, folders=folders) if isinstance(record, Remark)]
