@@ -53,8 +53,7 @@ ENV PATH=/opt/normcore/bin:$PATH \
 USER 10001:10001
 WORKDIR /var/lib/normcore
 EXPOSE 8000
-# Each service has its own in docker-compose.yml: what the API answers says nothing of a worker.
-HEALTHCHECK NONE
+# No HEALTHCHECK, since each service has its own in docker-compose.yml; one of NONE fails `docker compose up --wait`.
 # Last, since the commit changes with every build.
 ARG REVISION=
 LABEL org.opencontainers.image.title="Normcore" \

@@ -108,7 +108,7 @@ def test_the_last_stage_is_no_root_s_and_builds_nothing() -> None:
     last = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
     assert re.search(r"^USER 10001:10001$", last, flags=re.MULTILINE)
     assert not re.search(r"\b(apt-get|pip|gcc|g\+\+|curl|wget)\b", last)
-    assert not re.search(r"^ADD ", DOCKERFILE, flags=re.MULTILINE)
+    assert not re.search(r"^(ADD|HEALTHCHECK) ", DOCKERFILE, flags=re.MULTILINE)
     assert not re.search(r"^(ARG|ENV) .*(PASSWORD|TOKEN|SECRET|KEY)", DOCKERFILE, flags=re.MULTILINE)
     assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, flags=re.MULTILINE)) == {"${PYTHON_IMAGE}", "dependencies"}
 
