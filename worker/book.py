@@ -392,6 +392,14 @@ class Book:
         with self.database.write() as connection:
             return reconcile.withdraw(connection, job_id, dispatch_seq) is not None
 
+    def start_over(self) -> list[str]:
+        """Queue the jobs that are under way again, at no charge, and forget the workers: for a book without any.
+
+        The ids of the jobs that were under way; one that was to be cancelled or paused is that then.
+        """
+        with self.database.write() as connection:
+            return reconcile.start_over(connection)
+
     def reconcile(self) -> Mended:
         """Put right what was lost: leases that ran out, and dispatches that nobody claimed."""
         with self.database.read() as connection:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from normcore.records import Point, Remark
 from worker.book import Book, BookUnavailable
 from worker.settings import Settings
+from worker.standstill import changing
 from worker.states import Desired
 from worker.views import MetricPoint, Progress
 from worker.wire import Kept
@@ -127,9 +128,13 @@ class Clerk(threading.Thread):
         )
 
     def _make_room(self) -> None:
-        for row in self._book.retire_checkpoints(self._token, self._settings.keep_checkpoints):
-            if row.path is not None:
-                shutil.rmtree(row.path, ignore_errors=True)
+        """Not while a backup is taken: the next checkpoint makes room for this one too."""
+        with changing(self._settings.state_dir / "jobs") as may:
+            if not may:
+                return
+            for row in self._book.retire_checkpoints(self._token, self._settings.keep_checkpoints):
+                if row.path is not None:
+                    shutil.rmtree(row.path, ignore_errors=True)
 
 
 def _points_ahead(outbox: Iterable[Point | Kept | Remark]) -> list[MetricPoint]:

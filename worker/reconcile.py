@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, select, text
 
 from worker.clock import now
 from worker.leases import end_attempt
@@ -149,6 +149,19 @@ def _lose(
         return None
     held = jobs.c.lease_token == job.lease_token
     return end_attempt(connection, locked, Event.LOST, reason, held, max_infra_retries=max_infra_retries)
+
+
+def start_over(connection: Connection) -> list[str]:
+    """See `Book.start_over`."""
+    reason = Reason("restored", "the laboratory was restored from a backup of the time when this attempt was under way")
+    running = connection.execute(select(jobs).where(jobs.c.state == State.RUNNING.value)).all()
+    for job in running:
+        end_attempt(connection, job, Event.RELEASED, reason, jobs.c.id == job.id, max_infra_retries=0)
+    dispatched = connection.execute(select(jobs).where(jobs.c.state == State.DISPATCHED.value)).all()
+    for job in dispatched:
+        withdraw(connection, job.id, job.dispatch_seq)
+    connection.execute(delete(workers))
+    return [job.id for job in (*running, *dispatched)]
 
 
 def worker_started(connection: Connection, name: str, device: str, pool: Pool, *, max_infra_retries: int) -> list[str]:

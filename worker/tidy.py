@@ -7,6 +7,7 @@ from pathlib import Path
 
 from worker.book import Book, BookUnavailable
 from worker.resume import sweep
+from worker.standstill import changing
 from worker.states import TERMINAL
 
 log = logging.getLogger("normcore.tidy")
@@ -15,13 +16,15 @@ log = logging.getLogger("normcore.tidy")
 def tidy(book: Book, folder: Path) -> None:
     """Delete the other checkpoints from the folder of a job, which bears its id, if the job has ended.
 
-    Those that still wait for MLflow are held by the spool.
+    Those that still wait for MLflow are held by the spool. While a backup is taken all stay, and then until the worker
+    starts anew.
     """
-    job = book.job(folder.name)
-    if job is None or job.state not in TERMINAL:
-        return
-    book.retire_ended(job.id)
-    sweep(folder, [row for row in book.checkpoints(job.id) if row.path is not None])
+    with changing(folder.parent) as may:
+        job = book.job(folder.name) if may else None
+        if job is None or job.state not in TERMINAL:
+            return
+        book.retire_ended(job.id)
+        sweep(folder, [row for row in book.checkpoints(job.id) if row.path is not None])
 
 
 def tidy_all(book: Book, jobs: Path) -> None:

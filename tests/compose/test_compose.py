@@ -24,6 +24,8 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 EXAMPLE = dict(re.findall(r"^([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), flags=re.MULTILINE))
 SECRETS = {"POSTGRES_PASSWORD", "REDIS_PASSWORD"}
+ONE_SHOT = {"migrate", "backup"}
+"""Services that do one thing and end."""
 
 # ${NAME:-default}, where the default may be another variable, and ${NAME:?message}; $$ is the container's own.
 VARIABLE = re.compile(r"(?<!\$)\$\{([A-Z_]+)(?::([-?])((?:[^${}]|\$\{[^{}]*\})*))?\}")
@@ -74,13 +76,13 @@ def test_every_container_is_guarded_limited_and_rotates_its_log(name: str) -> No
     assert service["mem_limit"]
     assert service["pids_limit"]
     assert set(service["logging"]["options"]) == {"max-size", "max-file"}
-    assert service["restart"] == ("no" if name == "migrate" else "unless-stopped")
+    assert service["restart"] == ("no" if name in ONE_SHOT else "unless-stopped")
     assert not service.get("privileged")
     if name != "postgres":
         assert "cap_add" not in service
 
 
-@pytest.mark.parametrize("name", sorted(SERVICES.keys() - {"migrate", "scheduler"}))
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - {*ONE_SHOT, "scheduler"}))
 def test_services_that_answer_have_a_healthcheck_that_stays_in_the_container_s_network(name: str) -> None:
     test = " ".join(SERVICES[name]["healthcheck"]["test"])
     assert all("127.0.0.1" in url for url in re.findall(r"https?://\S+", test))
@@ -173,3 +175,29 @@ def requirements_of(project: dict[str, Any]) -> list[str]:
     spec.loader.exec_module(module)
     found: list[str] = module.requirements(project, "service")
     return found
+
+
+def test_backups_are_kept_out_of_the_repository_and_read_what_they_copy() -> None:
+    assert "/backups/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert SERVICES["backup"]["volumes"] == ["state:/var/lib/normcore/state:ro"]
+    assert SERVICES["backup"]["network_mode"] == "none"
+    assert not any("PASSWORD" in str(value) for value in SERVICES["backup"]["environment"].values())
+
+
+@pytest.mark.parametrize("script", ["backup", "restore"])
+def test_a_target_of_make_is_the_script_of_that_name(script: str) -> None:
+    assert re.search(rf"^{script}:.*\n\t@docker/{script}\b", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert os.access(ROOT / "docker" / script, os.X_OK)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "restore: say which backup: make restore FROM=backups/NAME"),
+        (["backups/none"], "restore: backups/none must hold manifest.json, and does not; nothing is restored"),
+    ],
+)
+def test_restore_says_what_it_lacks(arguments: list[str], sentence: str) -> None:
+    command = [ROOT / "docker" / "restore", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, sentence + "\n")

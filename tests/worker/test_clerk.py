@@ -13,6 +13,7 @@ from normcore.records import Point, Remark
 from worker.book import Book, BookUnavailable, Claim, Desired, Event, Progress
 from worker.clerk import Clerk
 from worker.settings import Settings
+from worker.standstill import copying
 from worker.wire import Kept
 
 
@@ -175,3 +176,22 @@ def test_the_lease_is_taken_for_lost_while_it_still_holds(book, start, clerk_of,
         assert time.monotonic() - cut_at < 3.0
     eventually(lambda: not clerk.expired)
     close(clerk)
+
+
+def test_while_a_backup_is_taken_checkpoints_stay_and_afterwards_they_go(book, start, clerk_of, tmp_path):
+    claim = start(book)
+    clerk = clerk_of(claim, keep_checkpoints=1)
+    made = [kept(tmp_path, step) for step in (1, 2, 3)]
+    clerk.keep(made[0])
+    clerk.close()
+    clerk.join(30)
+    clerk = clerk_of(claim, keep_checkpoints=1)
+    with copying(tmp_path / "jobs"):
+        clerk.keep(made[1])
+        close(clerk)
+        assert all(Path(checkpoint.path).exists() for checkpoint in made)
+        assert [row.step for row in book.checkpoints(claim.job_id) if row.path] == [1, 2]
+    clerk = clerk_of(claim, keep_checkpoints=1)
+    clerk.keep(made[2])
+    close(clerk)
+    assert [Path(checkpoint.path).exists() for checkpoint in made] == [False, False, True]

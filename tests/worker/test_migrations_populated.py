@@ -33,11 +33,14 @@ def test_nothing_is_lost_on_the_way_back_and_forward_again(empty_url: str) -> No
             migrate.move(empty_url, revision)
             assert_kept(before, everything(database))
             fill(database, f"at {revision}")
+        first = everything(database).keys()
         for revision in schema.known()[1:]:
             before = everything(database)
             migrate.move(empty_url, revision)
             assert_kept(before, everything(database))
-        assert {len(rows) >= len(schema.known()) for rows in everything(database).values()} == {True}
+        for table, rows in everything(database).items():
+            # A job is of each time that its table was filled at, and a later table's rows went as the table went.
+            assert table not in first or len(rows) >= len(STATES) * len(schema.known())
         with database.read() as connection:
             context = MigrationContext.configure(connection, opts={"compare_type": True})
             assert compare_metadata(context, newest) == []
