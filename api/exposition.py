@@ -9,7 +9,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, Response
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -43,7 +43,7 @@ def metrics(laboratory: Lab) -> Response:
     registry.register(Figures(census, answers))
     registry.register(laboratory.traffic)
     ProcessCollector(registry=registry)
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 class Figures(Collector):
@@ -104,7 +104,7 @@ class Figures(Collector):
         )
 
     def _running(self) -> Iterator[Metric]:
-        labels = ["job", "worker"]
+        labels = ["job_id", "worker"]
         running = [((job.id, job.worker), job) for job in self._census.running]
         steps = ((key, job.step) for key, job in running)
         yield _gauge("normcore_running_job_steps", "Steps that a running job has done.", labels, steps)

@@ -23,7 +23,9 @@ COMPOSE: dict[str, Any] = yaml.safe_load(COMPOSE_TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 EXAMPLE = dict(re.findall(r"^([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), flags=re.MULTILINE))
-SECRETS = {"POSTGRES_PASSWORD", "REDIS_PASSWORD"}
+NEEDED_SECRETS = {"POSTGRES_PASSWORD", "REDIS_PASSWORD"}
+SECRETS = NEEDED_SECRETS | {"GRAFANA_PASSWORD"}
+"""All of them; compose would ask for one of a service that nobody wants too, so that those services ask themselves."""
 ONE_SHOT = {"migrate", "backup"}
 """Services that do one thing and end."""
 
@@ -38,8 +40,10 @@ def test_every_variable_of_compose_is_in_the_example_and_the_other_way_round() -
 
 @pytest.mark.parametrize(("name", "kind", "text"), sorted(set(VARIABLES)))
 def test_a_default_is_the_example_s_and_a_secret_has_none(name: str, kind: str, text: str) -> None:
-    if name in SECRETS:
+    if name in NEEDED_SECRETS:
         assert (kind, text, EXAMPLE[name]) == ("?", "run make env first", "")
+    elif name in SECRETS:
+        assert (kind, text, EXAMPLE[name]) == ("-", "", "")
     elif VARIABLE.fullmatch(text):
         assert (kind, EXAMPLE[name]) == ("-", "")
     else:
@@ -60,10 +64,10 @@ def test_defaults_that_are_also_a_setting_s_are_the_same() -> None:
 
 def test_ports_are_this_machine_s_alone_unless_told_and_the_stores_have_none() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert set(published) == {"api", "mlflow"}
-    for ports in published.values():
-        for port in ports:
-            assert port.startswith("${BIND_ADDRESS:-127.0.0.1}:")
+    assert set(published) == {"api", "mlflow", "prometheus", "grafana"}
+    for name, ports in published.items():
+        for port in ports:  # Prometheus asks nobody who they are
+            assert port.startswith("127.0.0.1:" if name == "prometheus" else "${BIND_ADDRESS:-127.0.0.1}:")
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -78,12 +82,14 @@ def test_every_container_is_guarded_limited_and_rotates_its_log(name: str) -> No
     assert set(service["logging"]["options"]) == {"max-size", "max-file"}
     assert service["restart"] == ("no" if name in ONE_SHOT else "unless-stopped")
     assert not service.get("privileged")
-    if name != "postgres":
+    if name == "debug":
+        assert service["cap_add"] == ["SYS_PTRACE"]
+    elif name != "postgres":
         assert "cap_add" not in service
 
 
-@pytest.mark.parametrize("name", sorted(SERVICES.keys() - {*ONE_SHOT, "scheduler"}))
-def test_services_that_answer_have_a_healthcheck_that_stays_in_the_container_s_network(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - ONE_SHOT))
+def test_services_that_stay_have_a_healthcheck_that_stays_in_the_container_s_network(name: str) -> None:
     test = " ".join(SERVICES[name]["healthcheck"]["test"])
     assert all("127.0.0.1" in url for url in re.findall(r"https?://\S+", test))
 
@@ -135,17 +141,22 @@ def test_the_image_installs_what_the_service_asks_for_and_no_more() -> None:
     assert requirements_of(project) == found
 
 
-def test_make_env_makes_two_passwords_once(tmp_path: Path) -> None:
+def new_env(tmp_path: Path) -> Path:
+    """Where `make env` writes .env."""
     (tmp_path / "docker").mkdir()
     shutil.copy(ROOT / "docker" / "make-env", tmp_path / "docker")
     shutil.copy(ROOT / ".env.example", tmp_path)
+    return tmp_path / ".env"
+
+
+def test_make_env_makes_every_password_once(tmp_path: Path) -> None:
+    env = new_env(tmp_path)
     assert make_env(tmp_path).returncode == 0
-    env = tmp_path / ".env"
     written = env.read_text()
     assert stat.S_IMODE(env.stat().st_mode) == 0o600
     values = dict(re.findall(r"^([A-Z_]+)=(.*)$", written, flags=re.MULTILINE))
     passwords = {values.pop(name) for name in SECRETS}
-    assert len(passwords) == 2
+    assert len(passwords) == len(SECRETS)
     assert all(re.fullmatch("[0-9a-f]{48}", password) for password in passwords)
     assert values == {name: value for name, value in EXAMPLE.items() if name not in SECRETS}
 
@@ -153,6 +164,19 @@ def test_make_env_makes_two_passwords_once(tmp_path: Path) -> None:
     assert again.returncode == 1
     assert ".env is there already" in again.stderr
     assert env.read_text() == written
+
+
+def test_make_env_adds_what_an_older_one_lacks_and_leaves_the_rest(tmp_path: Path) -> None:
+    env = new_env(tmp_path)
+    old = "REDIS_PASSWORD=a\nGRAFANA_PASSWORD=\nNORMCORE_SLOTS=3\nPOSTGRES_PASSWORD=b"
+    env.write_text(old)
+    added = make_env(tmp_path)
+    assert (added.returncode, added.stdout) == (0, "make-env: added to .env: GRAFANA_PASSWORD\n")
+    assert stat.S_IMODE(env.stat().st_mode) == 0o600
+    values = dict(re.findall(r"^([A-Z_]+)=(.*)$", env.read_text(), flags=re.MULTILINE))
+    assert re.fullmatch("[0-9a-f]{48}", values.pop("GRAFANA_PASSWORD"))
+    assert values == {"REDIS_PASSWORD": "a", "POSTGRES_PASSWORD": "b", "NORMCORE_SLOTS": "3"}
+    assert make_env(tmp_path).returncode == 1
 
 
 def test_the_makefile_has_the_command_that_compose_asks_for() -> None:
