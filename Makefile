@@ -4,7 +4,7 @@ STAMP := .venv/.stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up env gpus backup restore test check format bench figures clean
+.PHONY: help demo up env gpus machine backup restore test check format bench figures clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ env: ## Write .env, the settings of docker compose, with passwords of its own
 
 gpus: ## Write docker-compose.gpus.yml, a worker for each GPU
 	@docker/make-gpus
+
+machine: ## Let another machine join, and print its key: make machine NAME=gpu-box
+	@docker/machines add "$(NAME)"
 
 backup: ## Take a backup of the laboratory under docker compose into backups/
 	@docker/backup

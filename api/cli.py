@@ -1,4 +1,4 @@
-"""The command line: `normcore up | demo | submit | watch | ls | cancel | preview | certify | figure`.
+"""The command line: `normcore up | join | demo | submit | watch | ls | cancel | preview | certify | figure`.
 
 It reaches the API by HTTP only; `certify` and `figure` need no laboratory.
 
@@ -68,6 +68,14 @@ def up() -> None:
     from api.up import up as start
 
     raise typer.Exit(start(_settings(), _console()))
+
+
+@app.command()
+def join() -> None:
+    """Work for a laboratory on another machine: NORMCORE_LABORATORY says where, NORMCORE_MACHINE_KEY lets in."""
+    from worker.join import main as start
+
+    raise typer.Exit(start(_settings()))
 
 
 @app.command()

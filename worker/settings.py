@@ -78,6 +78,12 @@ class Settings(BaseSettings):
     """A training that makes no progress for this long is ended."""
     max_infra_retries: Annotated[int, Field(ge=0)] = 5
     """How many times a job is tried again after its worker or trainer was lost."""
+    laboratory: str | None = None
+    """On another machine: the laboratory's gate, `host:port`, that `normcore join` works for."""
+    machine_key: SecretStr | None = None
+    """On another machine: its key, the line that `make machine` printed in the laboratory."""
+    gate_port: Annotated[int, Field(ge=1, le=65535)] = 8022
+    """The port the gate listens on, where other machines join."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """Newest checkpoints kept on disk of each job, besides the best; once it has ended, the last and the best."""
 

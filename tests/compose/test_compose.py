@@ -58,16 +58,18 @@ def test_every_setting_that_compose_names_is_one() -> None:
 
 def test_defaults_that_are_also_a_setting_s_are_the_same() -> None:
     fields = Settings.model_fields
-    for name in ("api_port", "mlflow_port", "slots", "stop_grace_s", "hub"):
+    for name in ("api_port", "mlflow_port", "gate_port", "slots", "stop_grace_s", "hub"):
         assert type(fields[name].default)(yaml.safe_load(EXAMPLE[f"NORMCORE_{name.upper()}"])) == fields[name].default
 
 
 def test_ports_are_this_machine_s_alone_unless_told_and_the_stores_have_none() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert set(published) == {"api", "mlflow", "prometheus", "grafana"}
+    assert set(published) == {"api", "mlflow", "gate", "prometheus", "grafana"}
+    # Who comes to the gate needs a key; Prometheus asks nobody who they are.
+    bound = {"gate": "${GATE_ADDRESS:-127.0.0.1}:", "prometheus": "127.0.0.1:"}
     for name, ports in published.items():
-        for port in ports:  # Prometheus asks nobody who they are
-            assert port.startswith("127.0.0.1:" if name == "prometheus" else "${BIND_ADDRESS:-127.0.0.1}:")
+        for port in ports:
+            assert port.startswith(bound.get(name, "${BIND_ADDRESS:-127.0.0.1}:"))
 
 
 @pytest.mark.parametrize("name", SERVICES)
