@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import json
 import logging
 import os
 import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from worker.endpoint import Endpoint
@@ -72,22 +68,6 @@ def environment(key: MachineKey, here: Sequence[Endpoint], config: Settings) -> 
     }
 
 
-def seen(config: Settings) -> bool:
-    """Whether the worker that joined on this machine is seen in the order book, through its tunnel. For healthchecks.
-
-    Raises:
-        OSError: none has joined.
-        BookUnavailable: the laboratory cannot be reached.
-    """
-    from worker.book import Book
-
-    _, key = _asked(config)
-    here = [Endpoint(host, port) for host, port in json.loads(_note_of(config).read_text())]
-    names = environment(key, here, config)
-    joined = Settings(database_url=names["NORMCORE_DATABASE_URL"], worker_name=names["NORMCORE_WORKER_NAME"])
-    return any(worker.live for worker in Book.open(joined).workers() if worker.name == joined.worker_name)
-
-
 def _asked(config: Settings) -> tuple[Endpoint, MachineKey]:
     if config.laboratory is None or config.machine_key is None:
         missing = "NORMCORE_LABORATORY" if config.laboratory is None else "NORMCORE_MACHINE_KEY"
@@ -109,9 +89,8 @@ async def _join(gate: Endpoint, key: MachineKey, config: Settings, command: Sequ
         try:
             if not await _inside(tunnel, keeping, asked):
                 return 0
-            with _noted(config, tunnel.here):
-                env = {name: value for name, value in os.environ.items() if name != "NORMCORE_MACHINE_KEY"}
-                return await _work(command, env | environment(key, tunnel.here, config), keeping, asked)
+            env = {name: value for name, value in os.environ.items() if name != "NORMCORE_MACHINE_KEY"}
+            return await _work(command, env | environment(key, tunnel.here, config), keeping, asked)
         finally:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
@@ -169,21 +148,6 @@ def _die_with_parent(parent: int) -> Callable[[], None] | None:
             os._exit(1)
 
     return ask
-
-
-@contextmanager
-def _noted(config: Settings, here: Sequence[Endpoint]) -> Iterator[None]:
-    """Have a healthcheck find the ports, which are no secret, while they are open."""
-    note = _note_of(config)
-    note.write_text(json.dumps([(endpoint.host, endpoint.port) for endpoint in here]))
-    try:
-        yield
-    finally:
-        note.unlink(missing_ok=True)
-
-
-def _note_of(config: Settings) -> Path:
-    return Path(tempfile.gettempdir()) / f"normcore-joined-{config.worker_name.replace('/', '-')}.json"
 
 
 if __name__ == "__main__":

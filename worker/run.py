@@ -36,7 +36,15 @@ def main(config: Settings) -> None:
     courier.start()
     try:
         device, pool = _place(nursery, config)
-        presence = Presence(book, config.worker_name, device, pool, heartbeat_s=config.heartbeat_s, draining=draining)
+        presence = Presence(
+            book,
+            config.worker_name,
+            device,
+            pool,
+            heartbeat_s=config.heartbeat_s,
+            draining=draining,
+            beat=config.beat,
+        )
         try:
             presence.announce()
         except SchemaTooNew as error:

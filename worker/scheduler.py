@@ -156,7 +156,7 @@ def main(config: Settings) -> None:
         tick_s=config.scheduler_tick_s,
         reconcile_every_s=config.reconcile_every_s,
         name=name,
-        beat=config.scheduler_beat,
+        beat=config.beat,
     ).run(stop)
     with suppress(BookUnavailable):
         book.scheduler_gone(name)

@@ -68,8 +68,8 @@ class Settings(BaseSettings):
     """How often the scheduler looks for work to hand out."""
     reconcile_every_s: Seconds = 2.0
     """How often the scheduler looks for lost leases and unclaimed dispatches."""
-    scheduler_beat: Path | None = None
-    """A file that the scheduler touches after every turn, for whoever looks after its process."""
+    beat: Path | None = None
+    """A file that a scheduler or a worker touches while it is at work, for whoever looks after its process."""
     dispatch_timeout_s: Seconds = 60.0
     """A dispatch that no worker claims within this time is made again."""
     stop_grace_s: Seconds = 30.0

@@ -29,7 +29,7 @@ NOT_FROM_ENV = {
     "NORMCORE_API_URL": "the client's, outside of compose",
     "NORMCORE_API_HOST": "BIND_ADDRESS says who reaches it",
     "NORMCORE_WORKER_NAME": "a container's own",
-    "NORMCORE_SCHEDULER_BEAT": "between the scheduler's container and its healthcheck",
+    "NORMCORE_BEAT": "between a container and its healthcheck",
     "NORMCORE_LABORATORY": "of a machine that joins, in .env.worker.example",
     "NORMCORE_MACHINE_KEY": "of a machine that joins, in .env.worker.example",
     "NORMCORE_DEVICE": "the service says: worker or worker-gpu",
