@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     """Where people reach MLflow, for links; the same as the above when unset."""
     mlflow_experiment: str = "normcore"
     """The MLflow experiment that jobs are recorded in."""
+    mlflow_artifacts: str | None = None
+    """Where our MLflow keeps artifacts: a folder, or such as `s3://bucket/path`; in the state folder when unset."""
     api_url: str | None = None
     """Where the client and the command line find the API; this machine, at the port below, when unset."""
     api_host: str = "127.0.0.1"

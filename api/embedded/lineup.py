@@ -103,7 +103,7 @@ def lineup(settings: Settings, broker: Broker | None) -> tuple[Service, ...]:
                 command=(
                     *(*python, "mlflow", "server", *listen, str(settings.mlflow_port), "--workers", "1"),
                     *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
-                    *("--artifacts-destination", str(folder / "artifacts")),
+                    *("--artifacts-destination", settings.mlflow_artifacts or str(folder / "artifacts")),
                 ),
                 is_ready=answers(f"{mlflow_url(settings)}/health"),
                 after=("api",),  # its imports would keep the API's from the processor, and nobody waits for it

@@ -51,6 +51,14 @@ def test_what_the_example_shows_of_a_setting_is_its_default_and_is_passed_on() -
         assert {key for key, value in environment.items() if value is None} == shown.keys()
 
 
+def test_only_mlflow_has_the_keys_of_the_bucket() -> None:
+    of_the_bucket = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "MLFLOW_S3_ENDPOINT_URL"}
+    assert set(re.findall(r"^# ((?:AWS|MLFLOW_S3)_\w+)=$", EXAMPLE_TEXT, flags=re.MULTILINE)) == of_the_bucket
+    for name, service in COMPOSE["services"].items():
+        held = {key: value for key, value in service.get("environment", {}).items() if key in of_the_bucket}
+        assert held == (dict.fromkeys(of_the_bucket) if name == "mlflow" else {})
+
+
 def test_every_target_that_is_spoken_of_can_be_made_and_every_target_is_spoken_of() -> None:
     targets = set(re.findall(r"^([a-z]+):.*## ", MAKEFILE, flags=re.MULTILINE))
     phony = re.search(r"^\.PHONY: (.+)$", MAKEFILE, flags=re.MULTILINE)

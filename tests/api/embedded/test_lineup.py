@@ -44,6 +44,15 @@ def test_whole_laboratory(make, tmp_path):
     assert made["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
 
 
+def test_mlflow_keeps_artifacts_in_the_state_folder_or_where_it_is_told(make, tmp_path):
+    for variables, expected in (
+        ({}, str(tmp_path / "mlflow" / "artifacts")),
+        ({"NORMCORE_MLFLOW_ARTIFACTS": "s3://bucket/path"}, "s3://bucket/path"),
+    ):
+        command = named(lineup(make(**variables), None))["mlflow"].command
+        assert command[command.index("--artifacts-destination") + 1] == expected
+
+
 def test_slots_are_workers_with_names_of_their_own(make):
     services = named(lineup(make(NORMCORE_SLOTS="3", NORMCORE_WORKER_NAME="lab"), None))
     workers = {name: service for name, service in services.items() if name.startswith("worker")}

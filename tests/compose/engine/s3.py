@@ -13,8 +13,9 @@ import moto
 
 from engine.project import Project, TrialFailed, until
 
-JOB = {"model": {"kind": "mlp"}, "data": {"kind": "digits", "size": 8}, "steps": 3000, "checkpoint_every": 100,
-       "deterministic": True, "seed": 1, "probes": [{"kind": "landscape", "every": 1000, "points": 2}]}  # fmt: skip
+JOB = {"model": {"kind": "mlp"}, "data": {"kind": "digits", "size": 8}, "steps": 20_000, "checkpoint_every": 1000,
+       "record_every": 50, "evaluate_every": 1000, "deterministic": True, "seed": 1,
+       "probes": [{"kind": "landscape", "every": 5000, "points": 2}]}  # fmt: skip
 BUCKET = {
     "NORMCORE_MLFLOW_ARTIFACTS": "s3://normcore/laboratory",
     "MLFLOW_S3_ENDPOINT_URL": "http://s3:9000",
@@ -49,7 +50,7 @@ def run(laboratory: Project) -> None:
         stands_in_the_bucket_and_comes_through_mlflow(moved, undisturbed)
 
         job = moved.order(JOB, trial="worker lost with its disk")
-        moved.under_way(job, 500)
+        moved.under_way(job, 1000)
         until(lambda: checkpoints(in_bucket(moved), run_id(moved, job)), "the bucket has a checkpoint of the job")
         moved.kill("worker")
         moved.compose("exec", "-T", "api", "python", "-c", FORGET, job)
