@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 
 from normcore.records import Point, Remark
 from worker.book import Book, BookUnavailable
@@ -16,6 +17,9 @@ from worker.standstill import changing
 from worker.states import Desired
 from worker.views import MetricPoint, Progress
 from worker.wire import Kept
+
+MOST_POINTS = 1000
+"""How many points are written in one transaction."""
 
 log = logging.getLogger("normcore.clerk")
 
@@ -96,8 +100,12 @@ class Clerk(threading.Thread):
         return True
 
     def _write(self) -> bool:
+        due = time.monotonic() + self._settings.heartbeat_s
         # Taken from the outbox only when written: a book that is away gets all of it later.
         while self._outbox:
+            if time.monotonic() > due:  # a book slower than the training would keep the lease from being renewed
+                self._wake.set()
+                break
             with self._lock:
                 first = self._outbox[0]
                 points = _points_ahead(self._outbox)
@@ -138,9 +146,9 @@ class Clerk(threading.Thread):
 
 
 def _points_ahead(outbox: Iterable[Point | Kept | Remark]) -> list[MetricPoint]:
-    """The points before the first checkpoint or remark."""
+    """The points before the first checkpoint or remark, as many as are written at once."""
     points = []
-    for item in outbox:
+    for item in islice(outbox, MOST_POINTS):
         if not isinstance(item, Point):
             break
         points.append(MetricPoint(*item))

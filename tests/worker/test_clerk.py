@@ -195,3 +195,24 @@ def test_while_a_backup_is_taken_checkpoints_stay_and_afterwards_they_go(book, s
     clerk.keep(made[2])
     close(clerk)
     assert [Path(checkpoint.path).exists() for checkpoint in made] == [False, False, True]
+
+
+def test_the_lease_is_renewed_while_the_book_is_slower_than_the_training(book, start, clerk_of, tmp_path, monkeypatch):
+    claim, calls = start(book), []
+    renew, write = Book.renew, Book.add_metrics
+
+    def slow(self: Book, token: str, points: Any) -> bool:
+        calls.append(len(points))
+        time.sleep(0.02)
+        return write(self, token, points)
+
+    monkeypatch.setattr(Book, "renew", lambda self, token, progress: calls.append(0) or renew(self, token, progress))
+    monkeypatch.setattr(Book, "add_metrics", slow)
+    clerk = clerk_of(claim, heartbeat_s=0.05)
+    clerk.add(points(range(8000)), Progress(8000))
+    close(clerk)
+    assert len(book.metrics(claim.job_id)) == 8000
+    # Never more than a heartbeat's worth of writing, and the transaction in which it ended, between two renewals.
+    writes = "".join("r" if n == 0 else "w" for n in calls).split("r")
+    assert max(map(len, writes)) <= 4
+    assert max(calls) <= 1000
