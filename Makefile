@@ -19,7 +19,7 @@ env: ## Write .env, the settings of docker compose, with passwords of its own
 	@docker/make-env
 
 gpus: ## Write docker-compose.gpus.yml, a worker for each GPU
-	@docker/make-gpus
+	@docker/make-gpus $(FILE)
 
 machine: ## Let another machine join, and print its key: make machine NAME=gpu-box
 	@docker/machines add "$(NAME)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -59,12 +60,12 @@ def test_a_machine_without_a_gpu_is_told_what_is_missing(tmp_path: Path, nvidia_
     or subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode != 0,
     reason="needs docker compose, without an engine",
 )
-def test_compose_takes_what_was_written(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "docker-compose.yml", tmp_path)
-    lines = make_gpus(tmp_path, f"cat <<'END'\n{THREE_GPUS}END\n").stdout.splitlines()[-3:]
-    (tmp_path / ".env").write_text(
-        "\n".join(["POSTGRES_PASSWORD=p", "REDIS_PASSWORD=r", "NORMCORE_SLOTS=2", *lines, ""])
-    )
+@pytest.mark.parametrize("file", ["docker-compose.yml", "docker-compose.worker.yml"])
+def test_compose_takes_what_was_written(tmp_path: Path, file: str) -> None:
+    shutil.copy(ROOT / file, tmp_path)
+    lines = make_gpus(tmp_path, f"cat <<'END'\n{THREE_GPUS}END\n", file).stdout.splitlines()[-3:]
+    asked = [f"{name}=x" for name in re.findall(r"\$\{([A-Z_]+):\?", (ROOT / file).read_text())]
+    (tmp_path / ".env").write_text("\n".join([*asked, "NORMCORE_SLOTS=2", *lines, ""]))
     done = subprocess.run(
         ["docker", "compose", "config", "--format", "json"],
         cwd=tmp_path,
@@ -88,7 +89,7 @@ def test_compose_takes_what_was_written(tmp_path: Path) -> None:
     assert ["build" in worker for worker in workers] == [True, False, False, False]
 
 
-def make_gpus(folder: Path, nvidia_smi: str) -> subprocess.CompletedProcess[str]:
+def make_gpus(folder: Path, nvidia_smi: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the script in a folder, where `nvidia-smi` does as is said."""
     (folder / "docker").mkdir()
     shutil.copy(ROOT / "docker" / "make-gpus", folder / "docker")
@@ -96,7 +97,7 @@ def make_gpus(folder: Path, nvidia_smi: str) -> subprocess.CompletedProcess[str]
     smi.write_text(f'#!/bin/sh\n[ "$*" = -L ] || exit 64\n{nvidia_smi}\n')
     smi.chmod(0o755)
     return subprocess.run(
-        [folder / "docker" / "make-gpus"],
+        [folder / "docker" / "make-gpus", *arguments],
         env={"PATH": os.environ["PATH"], "NVIDIA_SMI": str(smi)},
         capture_output=True,
         text=True,

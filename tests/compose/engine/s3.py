@@ -74,7 +74,9 @@ def stands_in_the_bucket_and_comes_through_mlflow(laboratory: Project, job: str)
         TrialFailed: if one is missing, or comes back with other bytes.
     """
     run = run_id(laboratory, job)
-    until(lambda: f"{run}/figures" in " ".join(in_bucket(laboratory)), "the bucket has the figures of the job")
+    until(
+        lambda: f"{run}/artifacts/figures/" in " ".join(in_bucket(laboratory)), "the bucket has the figures of the job"
+    )
     held = {key.partition(f"{run}/artifacts/")[2]: size for key, size in in_bucket(laboratory).items() if run in key}
     for folder in ("checkpoints", "figures"):
         if not any(key.startswith(folder) for key in held):
