@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from normcore.records import Point
 from worker.book import Book, BookUnavailable
 from worker.recorder import BATCH, Recorder, brief
 from worker.settings import Settings
@@ -37,6 +38,11 @@ class Courier(threading.Thread):
     Each point is sent once: in batches that are byte-identical when they are sent again, without what an earlier
     attempt has sent, and only while the order book says that the attempt's points belong to the job's history. While
     the book or MLflow is away nothing is sent, and nothing is lost. Of several workers on one folder one sends.
+
+    Machines have folders of their own, and one may be lost with what it had not sent. So an attempt that goes on where
+    one on another machine ended also sends the points before its beginning that MLflow lacks, out of the order book;
+    and a machine that comes back to an attempt that was gone on with elsewhere sends no point, and no file that is
+    there by now.
     """
 
     def __init__(self, book: Book, settings: Settings) -> None:
@@ -136,18 +142,13 @@ class Courier(threading.Thread):
             return False
         newest, ended = spool.attempt == job.attempt, job.state in TERMINAL
         run_id = recorder.run_of(job)
-        if spool.attempt > 1 and not spool.seeded:
-            spool.seed(recorder.steps_held(run_id))
+        if spool.attempt > 1 and not spool.seeded and not self._seed(spool, run_id, job, recorder):
+            return False
         limit = self._send_points(spool, run_id, job, recorder, everything=newest and ended)
         if tags := spool.tags():
             recorder.set_tags(run_id, tags)
             spool.tags_sent(tags)
-        for artifact in spool.artifacts(up_to=limit):
-            if artifact.file.exists():
-                recorder.log_file(run_id, artifact.path, artifact.file)
-            else:
-                log.warning("%s of job %s is gone from the spool and will not be sent", artifact.path, job.id)
-            spool.artifact_sent(artifact)
+        self._send_artifacts(spool, run_id, recorder, up_to=limit)
         if newest and not ended:
             if spool.fact("status") != (status := MLFLOW_STATUS[job.state]):
                 recorder.mirror(run_id, job)
@@ -162,12 +163,50 @@ class Courier(threading.Thread):
         """Send points, each batch after asking the book up to which step; that step."""
         limit = None
         for _ in range(BATCHES_IN_TURN):
+            if self._overtaken(spool):
+                spool.drop_points()
             limit = None if everything else self._book.last_sendable_step(job.id, spool.attempt)
             if not (batch := spool.batch(BATCH, up_to=limit)):
                 break
             recorder.log_points(run_id, batch)
             spool.sent(batch)
         return limit
+
+    def _send_artifacts(self, spool: Spool, run_id: str, recorder: Recorder, *, up_to: int | None) -> None:
+        """Send files, each after the points up to its step: a checkpoint that is there lacks nothing."""
+        # In this order: what is in the list was written after its points were.
+        artifacts, waiting = spool.artifacts(up_to=up_to), spool.first_step()
+        for artifact in artifacts:
+            if waiting is not None and artifact.step >= waiting:
+                continue
+            if self._overtaken(spool) and recorder.holds(run_id, artifact.path):
+                log.info("%s of job %s is there from a later attempt", artifact.path, spool.job_id)
+            elif artifact.file.exists():
+                recorder.log_file(run_id, artifact.path, artifact.file)
+            else:
+                log.warning("%s of job %s is gone from the spool and will not be sent", artifact.path, spool.job_id)
+            spool.artifact_sent(artifact)
+
+    def _seed(self, spool: Spool, run_id: str, job: Job, recorder: Recorder) -> bool:
+        """Take up where earlier attempts ended, here or elsewhere; whether it is known yet where that is."""
+        (attempt,) = (attempt for attempt in self._book.attempts(job.id) if attempt.n == spool.attempt)
+        if attempt.resumed_from is None and attempt.ended_at is None:
+            return False
+        held, begins = recorder.steps_held(run_id), attempt.resumed_from or 0
+        lacking = (
+            point
+            for key in self._book.metric_keys(job.id)
+            for point in self._book.metrics(job.id, key, after_step=held.get(key))
+        )
+        missing = [Point(point.key, point.step, point.value) for point in lacking if point.step <= begins]
+        spool.seed(held, missing)
+        return True
+
+    def _overtaken(self, spool: Spool) -> bool:
+        """Whether a later attempt of the job was begun on another machine, which does not wait for this spool."""
+        job = self._book.job(spool.job_id)
+        successor = spool.path.with_name(f"{spool.job_id}.a{spool.attempt + 1}.db")
+        return job is not None and job.attempt > spool.attempt and not successor.exists()
 
     def _mend(self, recorder: Recorder) -> None:
         """End the runs of jobs that ended without a courier, such as those of a worker that never came back."""

@@ -46,13 +46,31 @@ def claim(connection: Connection, job_id: str, dispatch_seq: int, worker: str, *
     )
     if row is None:
         return None
-    kept = _on_disk(connection, job_id)
+    kept = _history(connection, job_id)
     connection.execute(
         insert(attempts).values(
             job_id=job_id, n=row.attempt, worker=worker, started_at=now(), resumed_from=None if kept else 0
         )
     )
     return Claim(job_id, token, row.attempt, JobSpec.model_validate_json(row.spec), kept, row.mlflow_run_id)
+
+
+def _history(connection: Connection, job_id: str) -> tuple[CheckpointRow, ...]:
+    """The checkpoints that an attempt may go on from, newest first, also those that only MLflow still has.
+
+    What an earlier attempt passed over is not among them: it was measured anew since then.
+    """
+    tries = connection.execute(
+        select(attempts.c.n, attempts.c.resumed_from).where(
+            attempts.c.job_id == job_id, attempts.c.resumed_from.is_not(None)
+        )
+    ).all()
+    statement = select(checkpoints).where(checkpoints.c.job_id == job_id).order_by(checkpoints.c.step.desc())
+    return tuple(
+        checkpoint_of(row)
+        for row in connection.execute(statement)
+        if not any(later.n > row.attempt and later.resumed_from < row.step for later in tries)
+    )
 
 
 def _on_disk(connection: Connection, job_id: str) -> tuple[CheckpointRow, ...]:
@@ -234,7 +252,7 @@ def last_sendable_step(connection: Connection, job_id: str, attempt: int) -> int
     ).all()
     if tries[-1].n == attempt and tries[-1].outcome not in {Event.LOST, Event.RELEASED, Event.PAUSED}:
         return None
-    kept = _on_disk(connection, job_id)
+    kept = _history(connection, job_id)
     newest = kept[0].step if kept else 0
     return min(
         (newest if row.resumed_from is None else row.resumed_from for row in tries if row.n > attempt), default=newest

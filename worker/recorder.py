@@ -111,6 +111,12 @@ class Recorder:
         folder = str(Path(path).parent)
         self._client.log_artifact(run_id, str(file), None if folder == "." else folder)
 
+    def holds(self, run_id: str, path: str) -> bool:
+        """Whether a file is at `path` of the run's artifacts."""
+        folder = str(Path(path).parent)
+        found = self._client.list_artifacts(run_id, None if folder == "." else folder)
+        return any(entry.path == path for entry in found)
+
     def mirror(self, run_id: str, job: Job) -> None:
         """Set the run's status as the state of a job that has not ended is."""
         self._client.update_run(run_id, status=MLFLOW_STATUS[job.state])

@@ -24,12 +24,15 @@ class Start:
 def choose(rows: Sequence[CheckpointRow], fetch: Callable[[CheckpointRow], Path | None]) -> Start:
     """The newest checkpoint whose bytes are what was committed: from this disk, or else from MLflow.
 
+    One that is not on this disk, but in MLflow, may be another machine's, and nothing is to be said of that.
+
     Args:
         rows: Committed checkpoints, newest first.
         fetch: Brings a checkpoint's files from MLflow; None where they cannot be had.
     """
     passed_over: list[str] = []
     for row in rows:
+        told = len(passed_over)
         for place in (_on_disk, fetch):
             try:
                 path = place(row)
@@ -38,11 +41,16 @@ def choose(rows: Sequence[CheckpointRow], fetch: Callable[[CheckpointRow], Path 
                     return Start(path, row.step, tuple(passed_over))
             except CorruptCheckpoint as error:
                 passed_over.append(str(error))
+        if len(passed_over) == told:
+            passed_over.append(
+                f"checkpoint {folder_name(row.step)} of attempt {row.attempt} is neither on this machine's disk nor "
+                "whole in MLflow"
+            )
     return Start(passed_over=tuple(passed_over))
 
 
 def _on_disk(row: CheckpointRow) -> Path | None:
-    return None if row.path is None else Path(row.path)
+    return None if row.path is None or not Path(row.path).is_dir() else Path(row.path)
 
 
 def _trust(row: CheckpointRow, path: Path) -> None:

@@ -152,11 +152,19 @@ class Spool:
         """Whether it is known what earlier attempts sent, so that sending may begin."""
         return self.fact("seeded") is not None
 
-    def seed(self, watermarks: Mapping[str, int]) -> None:
-        """Take up where earlier attempts ended: the highest step of each key that the run holds is sent already."""
+    def seed(self, watermarks: Mapping[str, int], missing: Iterable[Point] = ()) -> None:
+        """Take up where earlier attempts ended.
+
+        Args:
+            watermarks: The highest step of each key that the run holds: up to there everything is sent already.
+            missing: What earlier attempts measured and the run does not hold. It is sent with this attempt's own.
+        """
+        at_ms = int(time.time() * 1000)
+        rows = [{"key": p.key, "step": p.step, "value": p.value, "at_ms": at_ms} for p in missing]
         with self._write() as connection:
             connection.executemany(_RAISE_WATERMARK, watermarks.items())
             connection.executemany("DELETE FROM points WHERE key = ? AND step <= ?", watermarks.items())
+            connection.executemany(_ADD, rows)
             connection.execute("INSERT OR REPLACE INTO facts VALUES ('seeded', '1')")
 
     def batch(self, limit: int = 1000, *, up_to: int | None = None) -> list[Entry]:
@@ -166,6 +174,16 @@ class Spool:
         """
         query = "SELECT key, step, value, at_ms FROM points WHERE step <= ? ORDER BY step LIMIT ?"
         return [Entry(*row) for row in self._connection.execute(query, (_no_later(up_to), limit))]
+
+    def first_step(self) -> int | None:
+        """The lowest step of which a point still waits; None where none does."""
+        (step,) = self._connection.execute("SELECT min(step) FROM points").fetchone()
+        return None if step is None else int(step)
+
+    def drop_points(self) -> None:
+        """Forget all points that wait: somebody else sends them."""
+        with self._write() as connection:
+            connection.execute("DELETE FROM points")
 
     def sent(self, entries: Iterable[Entry]) -> None:
         """Forget points that have arrived, but not that they have."""

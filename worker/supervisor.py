@@ -106,7 +106,7 @@ class Supervisor:
         self._spool.tag({f"attempt.{claim.attempt}.{key}": value for key, value in facts.items()})
         start = resume.Start()
         if claim.attempt > 1:
-            resume.sweep(self._folder, claim.checkpoints)
+            resume.sweep(self._folder, [row for row in claim.checkpoints if row.path is not None])
             fetched, run_id = self._folder / "fetched", claim.mlflow_run_id
             start = resume.choose(claim.checkpoints, lambda row: self._fetch(run_id, row, fetched))
             self._insist(lambda: self._book.resumed(claim.token, start.step, start.passed_over))

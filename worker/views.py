@@ -168,7 +168,7 @@ class Claim:
     attempt: int
     spec: JobSpec
     checkpoints: tuple[CheckpointRow, ...]
-    """Committed checkpoints that are still on disk, newest first."""
+    """Committed checkpoints, newest first; of those without a path the files are in MLflow alone."""
     mlflow_run_id: str | None
 
 

@@ -241,6 +241,94 @@ def test_a_fenced_attempt_sends_nothing_new(book, config, courier, client, start
     assert steps_of(book, client, first.job_id) == [1, 2, 3]
 
 
+@pytest.fixture
+def elsewhere(book: Book, config: Settings, tmp_path: Path) -> tuple[Settings, Courier]:
+    """Another machine, with a disk and a courier of its own."""
+    there = config.model_copy(update={"state_dir": tmp_path / "elsewhere"})
+    return there, Courier(book, there)
+
+
+def measured(book: Book, config: Settings, claim: Claim, steps: range) -> None:
+    """As a worker does it: into its spool, and into the order book."""
+    record(config, claim, steps)
+    assert book.add_metrics(claim.token, [Point("train/loss", step, 0.5) for step in steps])
+
+
+def test_what_a_lost_machine_had_not_sent_comes_from_the_order_book(
+    book, config, courier, client, start, claim_again, elsewhere
+):
+    there, theirs = elsewhere
+    first = start(book)
+    measured(book, there, first, range(1, 4))
+    assert theirs.sync()
+    # Lost with its disk at step 9; MLflow has the checkpoint of step 5, and not all of the points before it.
+    measured(book, there, first, range(4, 10))
+    commit(book, first, 5)
+    assert book.finish(first.token, Event.LOST)
+    second = claim_again(book, first.job_id)
+    measured(book, config, second, range(6, 8))
+    assert courier.sync()
+    assert steps_of(book, client, first.job_id) == [1, 2, 3], "where it goes on from is not known yet"
+    assert book.resumed(second.token, 5)
+    measured(book, config, second, range(8, 13))
+    assert courier.sync()
+    assert steps_of(book, client, first.job_id) == list(range(1, 13))
+
+
+def test_a_machine_that_comes_back_adds_nothing_twice_and_overwrites_nothing(
+    book, config, courier, client, start, claim_again, elsewhere, tmp_path
+):
+    there, theirs = elsewhere
+    old, new = tmp_path / "old" / "landscape.npz", tmp_path / "new" / "landscape.npz"
+    for file in (old, new):
+        file.parent.mkdir()
+        file.write_text(file.parent.name)
+    first = start(book)
+    measured(book, there, first, range(1, 4))
+    assert theirs.sync()
+    measured(book, there, first, range(4, 10))
+    commit(book, first, 5)
+    with spool_of(there, first) as spool:
+        spool.enqueue("readings/landscape.npz", old, step=5)
+        spool.enqueue("checkpoints/step_00000005/landscape.npz", old, step=5)
+        spool.tag({"attempt.1.host": "gpu-box"})
+    assert book.finish(first.token, Event.LOST)
+    second = claim_again(book, first.job_id)
+    assert book.resumed(second.token, 5)
+    measured(book, config, second, range(6, 13))
+    with spool_of(config, second) as spool:
+        spool.enqueue("readings/landscape.npz", new, step=12)
+    assert courier.sync()
+
+    assert theirs.sync()
+    assert Spool.paths(there.state_dir / "spool") == []
+    assert steps_of(book, client, first.job_id) == list(range(1, 13))
+    run = run_of(book, client, first.job_id)
+    assert run.data.tags["attempt.1.host"] == "gpu-box"
+    kept = client.download_artifacts(run.info.run_id, "readings/landscape.npz", str(tmp_path))
+    assert Path(kept).read_text() == "new"
+    assert files_of(client, run, "checkpoints/step_00000005") == ["checkpoints/step_00000005/landscape.npz"]
+
+
+def test_a_checkpoint_arrives_after_its_points(book, config, courier, client, start, tmp_path, monkeypatch):
+    monkeypatch.setattr("worker.courier.BATCHES_IN_TURN", 1)
+    checkpoint = tmp_path / "state.json"
+    checkpoint.write_text("{}")
+    claim = start(book)
+    record(config, claim, range(1, 1502))
+    with spool_of(config, claim) as spool:
+        for step in (1000, 1500):
+            spool.enqueue(f"checkpoints/step_{step:08d}/state.json", checkpoint, step=step)
+    assert courier.sync()
+    assert steps_of(book, client, claim.job_id) == list(range(1, 1001))
+    assert files_of(client, run_of(book, client, claim.job_id), "checkpoints") == ["checkpoints/step_00001000"]
+    assert courier.sync()
+    assert files_of(client, run_of(book, client, claim.job_id), "checkpoints") == [
+        "checkpoints/step_00001000",
+        "checkpoints/step_00001500",
+    ]
+
+
 def test_nothing_is_sent_while_the_book_is_away(book, config, client, start, monkeypatch):
     from worker.book import BookUnavailable
 

@@ -303,7 +303,7 @@ def test_a_checkpoint_that_is_written_again_replaces_the_old_one(book, start, cl
     assert (row.path, row.sha256, row.bytes, row.attempt, row.kind) == ("/b", "b", 2, 2, "last")
 
 
-def test_checkpoints_that_are_given_up_stay_on_record_and_are_not_resumed_from(book, start, claim_again):
+def test_checkpoints_that_are_given_up_on_disk_may_be_resumed_from_all_the_same_for_mlflow_has_them(book, start, claim_again):
     claim = start(book)
     for step in (10, 20, 30):
         book.commit_checkpoint(claim.token, step=step, path=f"/{step}", sha256=f"{step}", size=step)
@@ -311,7 +311,21 @@ def test_checkpoints_that_are_given_up_stay_on_record_and_are_not_resumed_from(b
     assert book.retire_checkpoints(claim.token, keep=2) == ()
     assert [(row.step, row.path) for row in book.checkpoints(claim.job_id)] == [(10, None), (20, "/20"), (30, "/30")]
     lose(book, claim)
-    assert [row.step for row in claim_again(book, claim.job_id).checkpoints] == [30, 20]
+    kept = claim_again(book, claim.job_id).checkpoints
+    assert [(row.step, row.path) for row in kept] == [(30, "/30"), (20, "/20"), (10, None)]
+
+
+def test_a_checkpoint_that_an_attempt_passed_over_is_passed_over_for_good(book, start, claim_again):
+    claim = start(book)
+    for step in (10, 20, 30):
+        commit(book, claim, step)
+    lose(book, claim)
+    again = claim_again(book, claim.job_id)
+    assert book.resumed(again.token, 10, ["neither here nor there", "neither here nor there"])
+    commit(book, again, 20)
+    assert book.release(again.token)
+    third = claim_again(book, claim.job_id)
+    assert [(row.step, row.attempt) for row in third.checkpoints] == [(20, 2), (10, 1)]
 
 
 def commit(book, claim, step, **facts):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,28 @@ def test_what_is_not_or_no_longer_good_on_this_disk_is_fetched(tmp_path):
     assert choose([row], lambda _row: copy) == Start(copy, 20, choose([row], nothing).passed_over)
     (Path(str(row.path)) / "state.json").unlink()
     assert choose([row], lambda _row: copy).path == copy
+
+
+def test_a_checkpoint_on_another_machine_is_fetched_and_nothing_is_said_of_it(tmp_path):
+    row = committed(tmp_path / "there", 20)
+    copy = Path(str(row.path)).rename(tmp_path / "step_00000020")
+    assert choose([row], lambda _row: copy) == Start(copy, 20)
+
+
+def test_a_checkpoint_that_neither_this_machine_nor_mlflow_has_is_passed_over_with_that_reason(tmp_path):
+    rows = [committed(tmp_path / "there", 30), committed(tmp_path, 20)]
+    Path(str(rows[0].path)).rename(tmp_path / "gone")
+    start = choose(rows, nothing)
+    assert start == Start(
+        Path(str(rows[1].path)),
+        20,
+        ("checkpoint step_00000030 of attempt 1 is neither on this machine's disk nor whole in MLflow",),
+    )
+
+
+def test_a_checkpoint_that_is_in_mlflow_alone_is_fetched(tmp_path):
+    row = committed(tmp_path, 20)
+    assert choose([replace(row, path=None)], lambda _row: Path(str(row.path))) == Start(Path(str(row.path)), 20)
 
 
 def test_a_whole_checkpoint_that_was_never_committed_is_not_trusted(tmp_path):
