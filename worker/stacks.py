@@ -50,7 +50,7 @@ def main() -> int:
     if failed:
         print(
             "worker.stacks: where looking is refused, /proc/sys/kernel/yama/ptrace_scope of the machine is 1 or more; "
-            "as root it is allowed: docker compose exec --user root debug python -m worker.stacks",
+            "root may: docker compose run --rm --no-deps --user root debug python -m worker.stacks",
             file=sys.stderr,
         )
     return int(failed)
