@@ -4,7 +4,7 @@ STAMP := .venv/.stamp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up env gpus machine backup restore test check format bench figures clean
+.PHONY: help demo up env gpus machine backup restore upgrade test check format bench figures clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ backup: ## Take a backup of the laboratory under docker compose into backups/
 
 restore: ## Make a laboratory out of a backup: make restore FROM=backups/NAME
 	@docker/restore "$(FROM)"
+
+upgrade: ## Bring the laboratory under docker compose to this checkout's version, without losing a job
+	@docker/upgrade
 
 test: $(STAMP) ## Run the tests, the slowest shown
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup --durations 15

@@ -210,7 +210,7 @@ def test_backups_are_kept_out_of_the_repository_and_read_what_they_copy() -> Non
     assert not any("PASSWORD" in str(value) for value in SERVICES["backup"]["environment"].values())
 
 
-@pytest.mark.parametrize("script", ["backup", "restore"])
+@pytest.mark.parametrize("script", ["backup", "restore", "upgrade"])
 def test_a_target_of_make_is_the_script_of_that_name(script: str) -> None:
     assert re.search(rf"^{script}:.*\n\t@docker/{script}\b", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert os.access(ROOT / "docker" / script, os.X_OK)

@@ -54,7 +54,7 @@ class Manifest(BaseModel):
     revision: str
     """Of the order book's schema."""
     artifacts: str
-    """Where MLflow kept its artifacts: in the backup, if that was a folder."""
+    """Where MLflow kept its artifacts; those of a folder are in the backup, those of a bucket are not."""
     files: dict[str, Part]
 
 
@@ -121,9 +121,10 @@ def main(arguments: Sequence[str]) -> None:
         manifest = check(sys.stdin.buffer)
     except BadBackup as error:
         sys.exit(f"nothing is restored: {error}")
+    where = f"not in it, but in {manifest.artifacts}" if "://" in manifest.artifacts else "in it"
     print(
         f"the backup of {manifest.created_at:%Y-%m-%d %H:%M} UTC by normcore {manifest.normcore} is whole; "
-        f"schema {manifest.revision}, MLflow {manifest.mlflow}, artifacts {manifest.artifacts}"
+        f"schema {manifest.revision}, MLflow {manifest.mlflow}, artifacts {where}"
     )
 
 

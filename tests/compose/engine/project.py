@@ -86,6 +86,21 @@ class Project:
             raise TrialFailed(f"docker compose {' '.join(arguments)}: exit status {done.returncode}\n{said[-4000:]}")
         return done.stdout.decode(errors="replace")
 
+    def script(self, name: str, *arguments: str, **environment: str) -> str:
+        """Run a script of docker/ on this project; what it printed.
+
+        Raises:
+            TrialFailed: if it ends with another status than 0, with the end of what it said.
+        """
+        ours = {"COMPOSE_PROJECT_NAME": self.name, "COMPOSE_ENV_FILES": str(self.folder / ".env")}
+        ours["COMPOSE_FILE"] = os.pathsep.join(str(ROOT / file) for file in self.files)
+        command = [str(ROOT / "docker" / name), *arguments]
+        variables = self._variables() | ours | environment
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200, env=variables)
+        if done.returncode != 0:
+            raise TrialFailed(f"docker/{name}: exit status {done.returncode}\n{done.stderr[-4000:]}")
+        return done.stdout
+
     def up(self, *arguments: str) -> float:
         """Start what is not running, and wait until all is healthy; seconds it took."""
         start = time.monotonic()

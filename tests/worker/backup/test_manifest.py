@@ -19,7 +19,7 @@ FILES = {"normcore.dump": b"jobs" * 1000, "mlflow.dump": b"", "state.tar": b"\0w
 def sealed(revision: str = "") -> bytes:
     """A backup as `check` reads it."""
     sizes = {name: len(content) for name, content in FILES.items()}
-    facts = {"revision": revision or schema.known()[-1], "postgres": "15", "artifacts": "in the backup"}
+    facts = {"revision": revision or schema.known()[-1], "postgres": "15", "artifacts": "/state/mlflow"}
     return b"".join([seal(io.BytesIO(b"".join(FILES.values())), sizes, **facts).model_dump_json().encode(), b"\n"]) + (
         b"".join(FILES.values())
     )
@@ -73,6 +73,6 @@ def test_the_command_seals_and_checks(monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     content = b"".join(FILES.values())
     line = run(content, "seal", *(f"{name}={len(part)}" for name, part in FILES.items()))
-    assert run(line.encode() + content, "check").endswith("artifacts s3://bucket/laboratory\n")
+    assert run(line.encode() + content, "check").endswith("artifacts not in it, but in s3://bucket/laboratory\n")
     with pytest.raises(SystemExit, match=r"^nothing is restored: state\.tar must hold"):
         run(line.encode() + content[:-1], "check")
