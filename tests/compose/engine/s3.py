@@ -54,7 +54,7 @@ def run(laboratory: Project) -> None:
         until(lambda: checkpoints(in_bucket(moved), run_id(moved, job)), "the bucket has a checkpoint of the job")
         moved.kill("worker")
         moved.compose("exec", "-T", "api", "python", "-c", FORGET, job)
-        moved.up()
+        moved.compose("start", "worker")
         outcome = moved.finished(job)
         outcome.must_be(expected)
         resumed = moved.job(job)["attempts"][-1]["resumed_from"]
