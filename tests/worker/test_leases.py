@@ -303,7 +303,7 @@ def test_a_checkpoint_that_is_written_again_replaces_the_old_one(book, start, cl
     assert (row.path, row.sha256, row.bytes, row.attempt, row.kind) == ("/b", "b", 2, 2, "last")
 
 
-def test_checkpoints_that_are_given_up_on_disk_may_be_resumed_from_all_the_same_for_mlflow_has_them(book, start, claim_again):
+def test_checkpoints_given_up_on_disk_may_be_resumed_from_all_the_same_for_mlflow_has_them(book, start, claim_again):
     claim = start(book)
     for step in (10, 20, 30):
         book.commit_checkpoint(claim.token, step=step, path=f"/{step}", sha256=f"{step}", size=step)
