@@ -227,3 +227,12 @@ def test_restore_says_what_it_lacks(arguments: list[str], sentence: str) -> None
     command = [ROOT / "docker" / "restore", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, sentence + "\n")
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "docker").glob("*") if path.is_file()))
+def test_a_script_of_docker_s_is_posix_shell_that_stops_at_the_first_failure(script: str) -> None:
+    text = (ROOT / "docker" / script).read_text()
+    if text.startswith("#!"):
+        assert text.startswith("#!/bin/sh\n")
+        assert "\nset -eu\n" in text
+        assert subprocess.run(["sh", "-n", ROOT / "docker" / script], check=False).returncode == 0

@@ -58,11 +58,31 @@ def test_each_revision_keeps_its_constraints_after_the_way_back_and_forward(empt
             assert constraints(database) == fresh[revision]
 
 
-def fill(database: Database, mark: str) -> None:
-    """Rows in every table of the schema as it is: jobs in every state with every wish, and all that hangs on them."""
+def test_the_version_before_goes_on_with_each_revision(empty_url: str) -> None:
+    """Services are exchanged one by one: what knows the tables of the revision before still reads and writes them."""
+    with closing(Database(empty_url)) as database:
+        for earlier, later in itertools.pairwise(schema.known()):
+            migrate.move(empty_url, earlier)
+            with database.read() as connection:
+                tables = reflected(connection)
+            migrate.move(empty_url, later)
+            fill(database, f"by {earlier} at {later}", tables)
+            with database.read() as connection:
+                for name in tables.keys() - {"alembic_version"}:
+                    found = connection.execute(select(tables[name])).all()
+                    assert len(found) >= len(STATES)
+
+
+def fill(database: Database, mark: str, tables: Mapping[str, Table] | None = None) -> None:
+    """Rows in every table: jobs in every state with every wish, and all that hangs on them.
+
+    Args:
+        database: Where.
+        mark: Tells these rows from others.
+        tables: As whoever writes knows them; when not given, as they are.
+    """
     with database.write() as connection:
-        tables = reflected(connection)
-        del tables["alembic_version"]
+        tables = {name: table for name, table in (tables or reflected(connection)).items() if name != "alembic_version"}
         jobs = [(f"{state[:4]} {desired[:4]} {mark}", state, desired) for state, desired in STATES]
         for name in ("jobs", *sorted(tables.keys() - {"jobs"})):
             for bare in (False,) if name == "jobs" else (False, True):
