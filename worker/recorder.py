@@ -49,6 +49,10 @@ def connect(url: str) -> Any:
     return MlflowClient(tracking_uri=url)
 
 
+class MlflowAway(ConnectionError):
+    """MLflow does not answer, so that nobody knows what it has."""
+
+
 class Recorder:
     """Writes jobs into MLflow. Every method may raise whatever MLflow's client raises when the server is away."""
 
@@ -60,11 +64,7 @@ class Recorder:
 
     def answers(self) -> bool:
         """Whether MLflow is there, whatever it may say of a request."""
-        try:
-            with urllib.request.urlopen(f"{self._settings.mlflow_url}/health", timeout=HEALTH_TIMEOUT_S) as answer:  # noqa: S310
-                return bool(answer.status == http.HTTPStatus.OK)
-        except (OSError, http.client.HTTPException):
-            return False
+        return _answers(self._settings.mlflow_url)
 
     def forget(self) -> None:
         """Look up the experiment anew when it is next needed."""
@@ -176,7 +176,11 @@ class Recorder:
 
 
 def fetch_checkpoint(url: str, run_id: str, step: int, folder: Path) -> Path | None:
-    """Bring a checkpoint's files from a run into `folder`, unverified; None where they cannot be had."""
+    """Bring a checkpoint's files from a run into `folder`, unverified; None where they cannot be had.
+
+    Raises:
+        MlflowAway: it may have them.
+    """
     path = folder / folder_name(step)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=folder) as partial:
@@ -187,11 +191,21 @@ def fetch_checkpoint(url: str, run_id: str, step: int, folder: Path) -> Path | N
             for name, source in checkpoint_paths(step):
                 Path(client.download_artifacts(run_id, source, partial)).rename(whole / name)
         except Exception as error:  # noqa: BLE001 - whatever the reason, it cannot be had
+            if not _answers(url):
+                raise MlflowAway(f"MLflow at {url} is away: {brief(error)}") from None
             log.warning("checkpoint %s of run %s cannot be had from MLflow: %s", path.name, run_id, brief(error))
             return None
         shutil.rmtree(path, ignore_errors=True)
         whole.rename(path)
     return path
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=HEALTH_TIMEOUT_S) as answer:  # noqa: S310
+            return bool(answer.status == http.HTTPStatus.OK)
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def checkpoint_paths(step: int) -> Iterable[tuple[str, str]]:

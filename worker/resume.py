@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from worker.checkpoint import CorruptCheckpoint, folder_name, verify
 from worker.views import CheckpointRow
+
+PATIENCE_S = 300.0
+"""How long MLflow is waited for before a job begins anew, or at an older checkpoint."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+
+log = logging.getLogger("normcore.resume")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,40 @@ def choose(rows: Sequence[CheckpointRow], fetch: Callable[[CheckpointRow], Path 
                 "whole in MLflow"
             )
     return Start(passed_over=tuple(passed_over))
+
+
+def choose_in_time(
+    rows: Sequence[CheckpointRow],
+    fetch: Callable[[CheckpointRow], Path | None],
+    *,
+    wanted: Callable[[], bool],
+    patience_s: float = PATIENCE_S,
+) -> Start | None:
+    """`choose`, again and again while MLflow is away, since to begin anew would cost more than to wait.
+
+    After the patience it is chosen among what is on this disk.
+
+    Args:
+        rows: As above.
+        fetch: As above; raises `ConnectionError` while MLflow is away.
+        wanted: Whether the attempt is still to be.
+        patience_s: How long to wait.
+
+    Returns:
+        None where the attempt is not wanted any more.
+    """
+    give_up_at, pause_s = time.monotonic() + patience_s, FIRST_PAUSE_S
+    while True:
+        try:
+            return choose(rows, fetch)
+        except ConnectionError as error:
+            log.warning("a checkpoint may be in MLflow, and is waited for: %s", error)
+        if not wanted():
+            return None
+        if time.monotonic() > give_up_at:
+            return choose(rows, lambda _: None)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def _on_disk(row: CheckpointRow) -> Path | None:

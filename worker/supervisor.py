@@ -23,7 +23,7 @@ from worker.child import Child
 from worker.clerk import Clerk
 from worker.exits import Ending, ending_of
 from worker.oom import oom_kills
-from worker.recorder import checkpoint_paths
+from worker.recorder import MlflowAway, checkpoint_paths
 from worker.settings import Settings
 from worker.spool import Spool
 from worker.states import Desired, Event
@@ -89,7 +89,9 @@ class Supervisor:
         """The attempt, from its order to its report. Nothing is reported by an attempt that is fenced."""
         self._clerk.start()
         try:
-            self._begin()
+            if not self._begin():
+                self._insist(lambda: self._book.release(self._claim.token))
+                return
             reader = threading.Thread(target=self._read, name="reader", daemon=True)
             reader.start()
             self._watch()
@@ -100,7 +102,8 @@ class Supervisor:
             self._clerk.close()
         self._report(code)
 
-    def _begin(self) -> None:
+    def _begin(self) -> bool:
+        """Order the trainer to begin where the job's newest checkpoint is; whether the attempt is to be at all."""
         claim = self._claim
         facts = self._child.ready.facts if self._child.ready else {}
         self._spool.tag({f"attempt.{claim.attempt}.{key}": value for key, value in facts.items()})
@@ -108,7 +111,12 @@ class Supervisor:
         if claim.attempt > 1:
             resume.sweep(self._folder, [row for row in claim.checkpoints if row.path is not None])
             fetched, run_id = self._folder / "fetched", claim.mlflow_run_id
-            start = resume.choose(claim.checkpoints, lambda row: self._fetch(run_id, row, fetched))
+            found = resume.choose_in_time(
+                claim.checkpoints, lambda row: self._fetch(run_id, row, fetched), wanted=self._wanted
+            )
+            if found is None:
+                return False
+            start = found
             self._insist(lambda: self._book.resumed(claim.token, start.step, start.passed_over))
         order = Order(
             spec=claim.spec.model_dump_json(),
@@ -123,6 +131,11 @@ class Supervisor:
         log.info("job %s attempt %d begins at step %d", claim.job_id, claim.attempt, start.step)
         self._heard_at = time.monotonic()
         self._child.order(order)
+        return True
+
+    def _wanted(self) -> bool:
+        lost = self._clerk.fenced or self._clerk.expired
+        return not (lost or self._draining.is_set() or self._clerk.desired is not Desired.RUN)
 
     def _others(self) -> dict[str, str]:
         """Where the last weights of the jobs that probes name are; of those that are gone nothing is said here."""
@@ -136,7 +149,11 @@ class Supervisor:
         return found
 
     def _fetch_into(self, folder: Path, run_id: str | None, row: CheckpointRow) -> Path | None:
-        return self._fetch(run_id, row, folder)
+        try:
+            return self._fetch(run_id, row, folder)
+        except MlflowAway as error:
+            log.warning("%s", error)
+            return None
 
     def _read(self) -> None:
         try:

@@ -35,7 +35,7 @@ def test_help_needs_no_heavy_package():
     loaded = set(done.stdout.splitlines()[-1].strip("[]").replace("'", "").split(", "))
     assert {"typer", "api.cli"} <= loaded
     assert not loaded & {"torch", "mlflow", "fastapi", "httpx", "pydantic", "sqlalchemy", "celery", "numpy"}
-    for command in ("up", "demo", "submit", "watch", "ls", "cancel", "preview", "certify", "figure"):
+    for command in ("up", "join", "demo", "submit", "watch", "ls", "cancel", "preview", "certify", "figure"):
         assert command in done.stdout
 
 
@@ -140,6 +140,12 @@ def test_no_laboratory_is_one_sentence(normcore, monkeypatch):
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.startswith("no laboratory answers at http://127.0.0.1:9 (")
     assert done.stderr.endswith("start one with `normcore up`, or say where it is with --api or NORMCORE_API_URL\n")
+
+
+def test_join_without_a_laboratory_says_what_is_missing(normcore, monkeypatch, caplog):
+    monkeypatch.delenv("NORMCORE_LABORATORY", raising=False)
+    assert normcore("join").exit_code == 2
+    assert "have a key to it: NORMCORE_LABORATORY is not set; `make machine NAME=...`" in caplog.text
 
 
 def test_wrong_setting_is_one_sentence(normcore, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 from normcore.records import Snapshot
 from worker.book import Book
 from worker.checkpoint import CorruptCheckpoint, load, save, verify
-from worker.recorder import Recorder, checkpoint_paths, connect, fetch_checkpoint
+from worker.recorder import MlflowAway, Recorder, checkpoint_paths, connect, fetch_checkpoint
 from worker.settings import Settings
 
 pytestmark = pytest.mark.xdist_group("mlflow")
@@ -65,9 +65,11 @@ def test_a_checkpoint_that_is_not_all_there_cannot_be_had(mlflow_url, client, ru
     assert f"step_0000000{step} of run {run_id} cannot be had" in caplog.text
 
 
-def test_no_checkpoint_can_be_had_from_a_server_that_is_away(tmp_path, mlflow_wire):
+def test_nobody_knows_what_a_server_has_that_is_away(tmp_path, mlflow_wire):
     mlflow_wire.cut()
-    assert fetch_checkpoint(mlflow_wire.url, "no run", 1, tmp_path) is None
+    with pytest.raises(MlflowAway, match=f"MLflow at {mlflow_wire.url} is away: "):
+        fetch_checkpoint(mlflow_wire.url, "no run", 1, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_recorder_knows_whether_mlflow_answers(mlflow_wire):

@@ -6,7 +6,7 @@ import torch
 
 from normcore.records import Snapshot
 from worker.checkpoint import save
-from worker.resume import Start, choose, sweep
+from worker.resume import Start, choose, choose_in_time, sweep
 from worker.views import CheckpointRow
 
 
@@ -81,6 +81,43 @@ def test_a_whole_checkpoint_that_was_never_committed_is_not_trusted(tmp_path):
 
 def test_without_checkpoints_it_begins_from_scratch():
     assert choose([], nothing) == Start(None, 0, ())
+
+
+def test_mlflow_is_waited_for_rather_than_to_begin_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr("worker.resume.FIRST_PAUSE_S", 0.001)
+    row = committed(tmp_path, 20)
+    tries = []
+
+    def fetch(_row: CheckpointRow) -> Path:
+        tries.append(1)
+        if len(tries) < 4:
+            raise ConnectionError("MLflow is away")
+        return Path(str(row.path))
+
+    found = choose_in_time([replace(row, path=None)], fetch, wanted=lambda: True)
+    assert found == Start(Path(str(row.path)), 20)
+
+
+def away(_row: CheckpointRow) -> None:
+    raise ConnectionError("MLflow is away")
+
+
+def test_mlflow_is_not_waited_for_where_this_disk_has_the_newest(tmp_path):
+    row = committed(tmp_path, 20)
+    assert choose_in_time([row, replace(row, step=10, path=None)], away, wanted=lambda: False) == Start(
+        Path(str(row.path)), 20
+    )
+
+
+def test_after_some_time_an_older_one_on_this_disk_must_do(tmp_path):
+    newer, older = committed(tmp_path / "there", 30), committed(tmp_path, 20)
+    found = choose_in_time([replace(newer, path=None), older], away, wanted=lambda: True, patience_s=-1)
+    assert found is not None
+    assert (found.step, len(found.passed_over)) == (20, 1)
+
+
+def test_who_is_not_wanted_any_more_does_not_wait(tmp_path):
+    assert choose_in_time([replace(committed(tmp_path, 20), path=None)], away, wanted=lambda: False) is None
 
 
 def test_only_the_committed_is_left_of_earlier_attempts(tmp_path):

@@ -25,6 +25,7 @@ from worker.checkpoint import folder_name, save, sha256_of
 from worker.child import Child
 from worker.courier import Courier
 from worker.nursery import Nursery
+from worker.recorder import MlflowAway
 from worker.settings import Settings
 from worker.spool import Spool
 from worker.tasks import Workplace, work
@@ -256,12 +257,18 @@ def test_a_checkpoint_that_is_not_on_this_disk_comes_from_mlflow(floor, book, ev
 
     def fetch(_url: str, run_id: str, step: int, folder: Path) -> Path | None:
         asked.append((run_id, step))
+        if len(asked) < 3:
+            raise MlflowAway("MLflow is away")
         return Path(shutil.copytree(elsewhere / folder_name(step), folder / folder_name(step)))
 
     monkeypatch.setattr("worker.tasks.fetch_checkpoint", fetch)
+    floor.draining.set()
     floor.work()
-    assert asked == [("run", newest)]
-    assert (book.job(job_id).state, book.attempts(job_id)[-1].resumed_from) == (State.SUCCEEDED, newest)
+    floor.draining.clear()
+    floor.work()
+    assert asked == [("run", newest)] * 3
+    assert [attempt.outcome for attempt in book.attempts(job_id)] == ["lost", "released", "succeeded"]
+    assert (book.job(job_id).infra_retries, book.attempts(job_id)[-1].resumed_from) == (1, newest)
 
 
 def test_a_probe_looks_at_the_last_weights_of_another_job_from_this_disk_or_from_mlflow(
