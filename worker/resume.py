@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,7 @@ def choose(rows: Sequence[CheckpointRow], fetch: Callable[[CheckpointRow], Path 
         fetch: Brings a checkpoint's files from MLflow; None where they cannot be had.
     """
     passed_over: list[str] = []
+    absent: list[CheckpointRow] = []
     for row in rows:
         told = len(passed_over)
         for place in (_on_disk, fetch):
@@ -46,15 +47,22 @@ def choose(rows: Sequence[CheckpointRow], fetch: Callable[[CheckpointRow], Path 
                 path = place(row)
                 if path is not None:
                     _trust(row, path)
-                    return Start(path, row.step, tuple(passed_over))
+                    return Start(path, row.step, (*passed_over, *_told(absent)))
             except CorruptCheckpoint as error:
                 passed_over.append(str(error))
         if len(passed_over) == told:
-            passed_over.append(
-                f"checkpoint {folder_name(row.step)} of attempt {row.attempt} is neither on this machine's disk nor "
-                "whole in MLflow"
-            )
-    return Start(passed_over=tuple(passed_over))
+            absent.append(row)
+    return Start(passed_over=(*passed_over, *_told(absent)))
+
+
+def _told(absent: Sequence[CheckpointRow]) -> Iterator[str]:
+    """One sentence of all checkpoints, newest first, that are neither here nor there: there may be hundreds."""
+    if absent:
+        newest, oldest = absent[0], absent[-1]
+        what = f"checkpoint {folder_name(newest.step)} is"
+        if len(absent) > 1:
+            what = f"{len(absent)} checkpoints from {folder_name(oldest.step)} to {folder_name(newest.step)} are"
+        yield f"{what} neither on this machine's disk nor whole in MLflow"
 
 
 def choose_in_time(

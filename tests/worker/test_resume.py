@@ -61,7 +61,14 @@ def test_a_checkpoint_that_neither_this_machine_nor_mlflow_has_is_passed_over_wi
     assert start == Start(
         Path(str(rows[1].path)),
         20,
-        ("checkpoint step_00000030 of attempt 1 is neither on this machine's disk nor whole in MLflow",),
+        ("checkpoint step_00000030 is neither on this machine's disk nor whole in MLflow",),
+    )
+
+
+def test_many_checkpoints_that_are_nowhere_are_one_reason(tmp_path):
+    rows = [replace(committed(tmp_path, step), path=None) for step in (30, 20, 10)]
+    assert choose(rows, nothing).passed_over == (
+        "3 checkpoints from step_00000010 to step_00000030 are neither on this machine's disk nor whole in MLflow",
     )
 
 

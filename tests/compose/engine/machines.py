@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.project import ROOT, Outcome, Project, TrialFailed, fetched, until
 
-JOB = {"model": {"kind": "mlp"}, "data": {"kind": "digits", "size": 8}, "steps": 12000, "checkpoint_every": 250,
+JOB = {"model": {"kind": "mlp"}, "data": {"kind": "digits", "size": 8}, "steps": 12000, "checkpoint_every": 500,
        "deterministic": True, "seed": 1}  # fmt: skip
 GATE_PORT = "18022"
 SPOOLS = "from pathlib import Path; print(*Path('/var/lib/normcore/state/spool').glob('*.db'))"
@@ -112,7 +112,7 @@ def passed_over(laboratory: Project, job: str) -> str:
         lines = answer.read().decode().splitlines()
     events = [json.loads(line.removeprefix("data:")) for line in lines if line.startswith("data:")]
     reasons = [reason for event in events for reason in event.get("data", {}).get("passed_over", ())]
-    return f" ({len(reasons)} passed over, such as: {reasons[0]})" if reasons else ""
+    return f" ({'; '.join(reasons)})" if reasons else ""
 
 
 def whole_checkpoints(laboratory: Project, job: str) -> list[str]:
