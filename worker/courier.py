@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from normcore.records import Point
 from worker.book import Book, BookUnavailable
 from worker.recorder import BATCH, Recorder, brief
 from worker.settings import Settings
-from worker.spool import Spool
+from worker.spool import Entry, Spool
 from worker.states import MLFLOW_STATUS, TERMINAL
 from worker.views import Job
 
@@ -24,6 +24,8 @@ PASS_S = 1.0
 MAX_BACKOFF_S = 30.0
 MEND_EVERY_S = 60.0
 """How often runs are looked for that ended without their courier."""
+STILL_S = 120.0
+"""A run whose job ended elsewhere, and that nobody has added to for so long, is ended here."""
 FIRST_ASIDE_S, MAX_ASIDE_S = 5.0, 600.0
 """How long a spool rests that MLflow refuses or that cannot be read: at first, and after many tries."""
 BATCHES_IN_TURN = 20
@@ -56,6 +58,7 @@ class Courier(threading.Thread):
         self._aside: dict[Path, tuple[float, float]] = {}
         self._away = False
         self._mended_at = -math.inf
+        self._still: dict[str, tuple[float, dict[str, int]]] = {}
 
     def wake(self) -> None:
         """Look through the spools now."""
@@ -144,6 +147,9 @@ class Courier(threading.Thread):
         run_id = recorder.run_of(job)
         if spool.attempt > 1 and not spool.seeded and not self._seed(spool, run_id, job, recorder):
             return False
+        if newest and ended and recorder.ended(run_id):
+            # Another machine, which had not heard of this one for long, sent it all out of the order book.
+            spool.seed(recorder.steps_held(run_id))
         limit = self._send_points(spool, run_id, job, recorder, everything=newest and ended)
         if tags := spool.tags():
             recorder.set_tags(run_id, tags)
@@ -193,14 +199,14 @@ class Courier(threading.Thread):
         if attempt.resumed_from is None and attempt.ended_at is None:
             return False
         held, begins = recorder.steps_held(run_id), attempt.resumed_from or 0
-        lacking = (
-            point
-            for key in self._book.metric_keys(job.id)
-            for point in self._book.metrics(job.id, key, after_step=held.get(key))
-        )
-        missing = [Point(point.key, point.step, point.value) for point in lacking if point.step <= begins]
-        spool.seed(held, missing)
+        spool.seed(held, [point for point in self._lacking(job.id, held) if point.step <= begins])
         return True
+
+    def _lacking(self, job_id: str, held: Mapping[str, int]) -> Iterator[Point]:
+        """What the order book has of a job's curves, and its run has not."""
+        for key in self._book.metric_keys(job_id):
+            for point in self._book.metrics(job_id, key, after_step=held.get(key)):
+                yield Point(point.key, point.step, point.value)
 
     def _overtaken(self, spool: Spool) -> bool:
         """Whether a later attempt of the job was begun on another machine, which does not wait for this spool."""
@@ -209,15 +215,32 @@ class Courier(threading.Thread):
         return job is not None and job.attempt > spool.attempt and not successor.exists()
 
     def _mend(self, recorder: Recorder) -> None:
-        """End the runs of jobs that ended without a courier, such as those of a worker that never came back."""
+        """End the runs of jobs that ended without a courier, such as those of a machine that never came back.
+
+        What such a machine had not sent comes from the order book, once it has been silent for long.
+        """
         if time.monotonic() < self._mended_at + MEND_EVERY_S:
             return
         waiting = {path.name.partition(".")[0] for path in Spool.paths(self._folder)}
         for run_id, job_id in recorder.unended():
             job = None if job_id in waiting else self._book.job(job_id)
-            if job is not None and job.state in TERMINAL:
+            if job is not None and job.state in TERMINAL and self._silent(run_id, recorder):
+                assert job.finished_at is not None
+                # The time is the same whoever sends: two couriers that do this at once store each point once.
+                at_ms, held = int(job.finished_at * 1000), recorder.steps_held(run_id)
+                lacking = [Entry(point.key, point.step, point.value, at_ms) for point in self._lacking(job_id, held)]
+                for first in range(0, len(lacking), BATCH):
+                    recorder.log_points(run_id, lacking[first : first + BATCH])
                 recorder.end(run_id, job)
+                del self._still[run_id]
         self._mended_at = time.monotonic()
+
+    def _silent(self, run_id: str, recorder: Recorder) -> bool:
+        """Whether nobody has added to a run since long, as far as this courier has seen."""
+        held, now = recorder.steps_held(run_id), time.monotonic()
+        since, before = self._still.get(run_id, (now, held))
+        self._still[run_id] = (since if before == held else now, held)
+        return before == held and now - since >= STILL_S
 
 
 @contextmanager

@@ -127,6 +127,10 @@ class Recorder:
         assert job.finished_at is not None
         self._client.set_terminated(run_id, MLFLOW_STATUS[job.state], end_time=int(job.finished_at * 1000))
 
+    def ended(self, run_id: str) -> bool:
+        """Whether a run has ended."""
+        return str(self._client.get_run(run_id).info.status) in {"FINISHED", "FAILED", "KILLED"}
+
     def unended(self) -> Iterator[tuple[str, str]]:
         """The runs that have not ended, and their jobs' ids."""
         for status in ("RUNNING", "SCHEDULED"):

@@ -310,6 +310,29 @@ def test_a_machine_that_comes_back_adds_nothing_twice_and_overwrites_nothing(
     assert files_of(client, run, "checkpoints/step_00000005") == ["checkpoints/step_00000005/landscape.npz"]
 
 
+def test_what_a_machine_measured_that_is_gone_for_good_is_sent_when_it_was_silent_for_long(
+    book, config, courier, client, start, elsewhere, monkeypatch
+):
+    there, theirs = elsewhere
+    claim = start(book)
+    measured(book, there, claim, range(1, 4))
+    assert theirs.sync()
+    measured(book, there, claim, range(4, 10))
+    assert book.finish(claim.token, Event.SUCCEEDED)
+    monkeypatch.setattr("worker.courier.MEND_EVERY_S", 0)
+    assert courier.sync()
+    assert courier.sync()
+    assert run_of(book, client, claim.job_id).info.status == "RUNNING", "it may be slow"
+    monkeypatch.setattr("worker.courier.STILL_S", 0)
+    assert courier.sync()
+    assert run_of(book, client, claim.job_id).info.status == "FINISHED"
+    assert steps_of(book, client, claim.job_id) == list(range(1, 10))
+    # It comes back all the same.
+    assert theirs.sync()
+    assert Spool.paths(there.state_dir / "spool") == []
+    assert steps_of(book, client, claim.job_id) == list(range(1, 10))
+
+
 def test_a_checkpoint_arrives_after_its_points(book, config, courier, client, start, tmp_path, monkeypatch):
     monkeypatch.setattr("worker.courier.BATCHES_IN_TURN", 1)
     checkpoint = tmp_path / "state.json"
@@ -380,7 +403,8 @@ def test_a_job_cancelled_while_it_waits_is_killed_with_all_its_points(book, conf
     assert Spool.paths(config.state_dir / "spool") == []
 
 
-def test_a_run_left_behind_is_ended(book, config, client, start):
+def test_a_run_left_behind_is_ended(book, config, client, start, monkeypatch):
+    monkeypatch.setattr("worker.courier.STILL_S", 0)
     claim = start(book)
     record(config, claim, range(1, 3))
     assert Courier(book, config).sync()

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.project import ROOT, Outcome, Project, TrialFailed, fetched, until
 
-JOB = {"model": {"kind": "mlp"}, "data": {"kind": "digits", "size": 8}, "steps": 12000, "checkpoint_every": 500,
+JOB = {"model": {"kind": "mlp"}, "data": {"kind": "digits", "size": 8}, "steps": 16000, "checkpoint_every": 1000,
        "deterministic": True, "seed": 1}  # fmt: skip
 GATE_PORT = "18022"
 SPOOLS = "from pathlib import Path; print(*Path('/var/lib/normcore/state/spool').glob('*.db'))"
