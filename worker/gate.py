@@ -78,7 +78,11 @@ class Gate:
         """Cut off the machines that are removed, for ever."""
         while True:
             await asyncio.sleep(LOOK_S)
-            known = self.register.names()
+            try:
+                known = self.register.names()
+            except OSError as error:  # such as too many open files, which a machine may bring about
+                log.error("the register of machines cannot be read, and is tried again: %s", error)  # noqa: TRY400
+                continue
             for connection, key in list(self.inside.items()):
                 if key not in known:
                     log.info("a machine was removed and is cut off")

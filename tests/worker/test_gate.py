@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -251,6 +252,25 @@ def test_a_removed_machine_is_cut_off_at_once_and_the_others_are_not(played):
                 await keeping
             assert await echoed(other, b"in") == b"in"
 
+    played(scene)
+
+
+def test_a_machine_is_cut_off_also_after_the_register_could_not_be_read(played, monkeypatch, caplog):
+    async def scene(laboratory: Laboratory) -> None:
+        key = laboratory.machine("gone")
+        async with laboratory.gate(), tunnel_of(laboratory, key) as (tunnel, keeping):
+            assert await echoed(tunnel, b"in") == b"in"
+            with monkeypatch.context() as meanwhile:
+                meanwhile.setattr(laboratory.register, "names", unreadable)
+                await until(lambda: "the register of machines cannot be read" in caplog.text)
+            laboratory.register.remove("gone")
+            with pytest.raises(Refused, match="it was removed there"):
+                await asyncio.wait_for(keeping, 5)
+
+    def unreadable() -> dict[str, str]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("worker.gate.LOOK_S", 0.05)
     played(scene)
 
 
