@@ -16,12 +16,16 @@ Seconds = Annotated[float, Field(gt=0)]
 class Settings(BaseSettings):
     """Every setting of the service, with its default. `NORMCORE_STATE_DIR` is read into `state_dir`, and so on.
 
+    A variable that is empty counts as one that is not set.
+
     Example:
         >>> Settings(state_dir="/srv/normcore").database
         'sqlite:////srv/normcore/normcore.db'
     """
 
-    model_config = SettingsConfigDict(env_prefix="NORMCORE_", use_attribute_docstrings=True, validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix="NORMCORE_", env_ignore_empty=True, use_attribute_docstrings=True, validate_default=True
+    )
 
     state_dir: Path = Path("var")
     """Databases, checkpoints, spools, caches and logs of an embedded laboratory."""
