@@ -82,6 +82,12 @@ class Laboratory:
         await self._open.aclose()
 
 
+@pytest.fixture(autouse=True)
+def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.gate.LOOK_S", 0.05)
+    monkeypatch.setattr("worker.tunnel.FIRST_PAUSE_S", 0.05)
+
+
 @pytest.fixture
 def played(tmp_path: Path) -> Callable[[Callable[[Laboratory], Awaitable[None]]], None]:
     """Plays a scene in a laboratory whose gate is not open yet."""

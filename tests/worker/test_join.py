@@ -116,7 +116,10 @@ def test_a_worker_that_is_killed_is_told_of_as_a_shell_does(joined):
     assert joined("kill -KILL $$") == 137
 
 
-def test_a_removed_machine_ends_its_worker_and_says_why(joined, tmp_path):
+def test_a_removed_machine_ends_its_worker_and_says_why(joined, tmp_path, monkeypatch):
+    monkeypatch.setattr("worker.gate.LOOK_S", 0.05)
+    monkeypatch.setattr("worker.tunnel.FIRST_PAUSE_S", 0.05)
+
     async def scene(_gate: Gate) -> None:
         await written(tmp_path / "ready")
         MachineRegister(tmp_path / "gate").remove("gpu-box")
