@@ -12,8 +12,8 @@ from typing import Any
 
 from engine.project import ROOT, Outcome, Project, TrialFailed, fetched, until
 
-JOB = {"model": {"kind": "mlp"}, "data": {"kind": "digits", "size": 8}, "steps": 16000, "checkpoint_every": 1000,
-       "deterministic": True, "seed": 1}  # fmt: skip
+JOB = {"model": {"kind": "mlp", "hidden": [512, 512]}, "data": {"kind": "digits", "size": 8}, "steps": 4000,
+       "checkpoint_every": 250, "deterministic": True, "seed": 1}  # fmt: skip
 GATE_PORT = "18022"
 SPOOLS = "from pathlib import Path; print(*Path('/var/lib/normcore/state/spool').glob('*.db'))"
 
@@ -80,7 +80,7 @@ def taken(laboratory: Project, machine: Project, trial: str) -> str:
     laboratory.up("--scale", "worker=0")
     print(f"  {trial}: the machine joins within {machine.up('--no-build'):.0f} s")
     job = laboratory.order(JOB, trial=trial)
-    laboratory.under_way(job, 1000)
+    laboratory.under_way(job, 250)
     until(lambda: whole_checkpoints(laboratory, job), "MLflow has a checkpoint of the job")
     worker = laboratory.job(job)["attempts"][0]["worker"]
     if not worker.startswith("gpu-box/"):
