@@ -333,6 +333,28 @@ def test_what_a_machine_measured_that_is_gone_for_good_is_sent_when_it_was_silen
     assert steps_of(book, client, claim.job_id) == list(range(1, 10))
 
 
+def test_a_job_that_ends_before_its_next_attempt_began_has_what_the_one_before_measured(
+    book, config, courier, client, start, claim_again, elsewhere
+):
+    there, theirs = elsewhere
+    first = start(book)
+    measured(book, there, first, range(1, 4))
+    assert theirs.sync()
+    measured(book, there, first, range(4, 10))
+    commit(book, first, 5)
+    assert book.finish(first.token, Event.LOST)
+    # Gives up before it knows where to go on from.
+    second = claim_again(book, first.job_id)
+    measured(book, config, second, range(0))
+    assert book.release(second.token)
+    assert book.wish(first.job_id, Desired.CANCEL).state is State.CANCELLED
+    assert courier.sync()
+    assert run_of(book, client, first.job_id).info.status == "KILLED"
+    assert steps_of(book, client, first.job_id) == list(range(1, 10))
+    assert theirs.sync()
+    assert steps_of(book, client, first.job_id) == list(range(1, 10))
+
+
 def test_a_checkpoint_arrives_after_its_points(book, config, courier, client, start, tmp_path, monkeypatch):
     monkeypatch.setattr("worker.courier.BATCHES_IN_TURN", 1)
     checkpoint = tmp_path / "state.json"
