@@ -89,11 +89,13 @@ class Tunnel:
         while True:
             try:
                 async with await self._connected() as connection:
+                    _go_on()
                     log.info("%s has joined the laboratory at %s", self._key.name, self._gate)
                     self._connection, pause_s, away = connection, FIRST_PAUSE_S, False
                     self.up.set()
                     await connection.wait_closed()
             except (TimeoutError, OSError, asyncssh.Error) as error:
+                _go_on()
                 if not away:
                     log.warning("the laboratory at %s is away, and is tried again: %s", self._gate, _why(error))
                 away = True
@@ -147,7 +149,8 @@ class Tunnel:
         """One connection, from its first byte to its last."""
         try:
             with suppress(asyncio.TimeoutError, OSError, asyncssh.Error):
-                await asyncio.wait_for(self.up.wait(), PATIENCE_S)
+                async with asyncio.timeout(PATIENCE_S):
+                    await self.up.wait()
                 if self._connection is None:
                     return
                 there_reader, there_writer = await self._connection.open_connection(to.host, to.port)
@@ -159,6 +162,13 @@ class Tunnel:
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()
+
+
+def _go_on() -> None:
+    """End here where this task was cancelled: who connects within a time limit may be done just then, and forget it."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _pump(reader: Reader, writer: Writer) -> None:

@@ -308,6 +308,25 @@ def test_the_tunnel_is_there_again_when_the_gate_is(played):
     played(scene)
 
 
+def test_a_tunnel_that_is_ended_while_it_connects_ends(played, monkeypatch):
+    async def at_the_same_moment(_self: Tunnel) -> None:
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            raise ConnectionRefusedError from None
+
+    monkeypatch.setattr(Tunnel, "_connected", at_the_same_moment)
+
+    async def scene(laboratory: Laboratory) -> None:
+        async with tunnel_of(laboratory, laboratory.machine()) as (_, keeping):
+            await asyncio.sleep(0.01)
+            keeping.cancel()
+            await asyncio.wait([keeping], timeout=5)
+            assert keeping.cancelled()
+
+    played(scene)
+
+
 def test_a_connection_ends_when_the_gate_stays_away(played, monkeypatch):
     monkeypatch.setattr("worker.tunnel.PATIENCE_S", 0.05)
 
