@@ -59,7 +59,16 @@ class Manifest(BaseModel):
 
 
 def seal(stream: BinaryIO, sizes: Mapping[str, int], *, revision: str, postgres: str, artifacts: str) -> Manifest:
-    """The manifest of files that come one after the other."""
+    """The manifest of files that come one after the other.
+
+    Raises:
+        BadBackup: nobody could restore it, since this version does not know the order book's schema.
+    """
+    if revision not in schema.known():
+        raise BadBackup(
+            f"the order book that is backed up must have a schema that this version knows, {schema.known()[0]} to "
+            f"{schema.known()[-1]}, got {revision!r}; take the backup with the version that runs"
+        )
     return Manifest(
         created_at=datetime.now(UTC).replace(microsecond=0),
         normcore=version("normcore"),
@@ -115,7 +124,10 @@ def main(arguments: Sequence[str]) -> None:
     if what == "seal":
         facts = {name: os.environ[name.upper()] for name in ("revision", "postgres", "artifacts")}
         sizes = {name: int(size) for name, _, size in (word.partition("=") for word in rest)}
-        print(seal(sys.stdin.buffer, sizes, **facts).model_dump_json())
+        try:
+            print(seal(sys.stdin.buffer, sizes, **facts).model_dump_json())
+        except BadBackup as error:
+            sys.exit(str(error))
         return
     try:
         manifest = check(sys.stdin.buffer)

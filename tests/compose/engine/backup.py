@@ -32,7 +32,7 @@ def run(laboratory: Project) -> None:
         print(f"  backup of a laboratory that trains: {time.monotonic() - start:.0f} s, {size(ROOT / backup)} bytes")
         if laboratory.job(under_way)["state"] != "running":
             raise TrialFailed("the training was to be under way all the time of the backup, and had ended")
-        refused(laboratory, backup, "has a database already")
+        refused(laboratory, backup, "has a database or files already")
         refused(laboratory, damaged(ROOT / backup), "nothing is restored: state.tar must hold", OVERWRITE="yes")
 
         laboratory.down("--volumes")

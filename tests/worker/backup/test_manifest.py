@@ -33,6 +33,14 @@ def test_what_was_sealed_is_whole():
     }
 
 
+@pytest.mark.parametrize("revision", ["", "0999"])
+def test_what_nobody_could_restore_is_not_sealed(revision):
+    with pytest.raises(
+        BadBackup, match=rf"must have a schema that this version knows, 0001 to \d{{4}}, got '{revision}'"
+    ):
+        seal(io.BytesIO(), {}, revision=revision, postgres="15", artifacts="/state/mlflow")
+
+
 def flipped(backup: bytes) -> bytes:
     return backup[:-100] + bytes([backup[-100] ^ 1]) + backup[-99:]
 
