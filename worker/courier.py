@@ -143,6 +143,9 @@ class Courier(threading.Thread):
         job = self._book.job(spool.job_id)
         if job is None:
             return False
+        if self._undone(spool):
+            log.warning("%s is of an attempt that a restored order book knows nothing of, and is gone", spool.path.name)
+            return True
         newest, ended = spool.attempt == job.attempt, job.state in TERMINAL
         run_id = recorder.run_of(job)
         if spool.attempt > 1 and not spool.seeded and not self._seed(spool, run_id, job, recorder):
@@ -215,6 +218,14 @@ class Courier(threading.Thread):
         job = self._book.job(spool.job_id)
         successor = spool.path.with_name(f"{spool.job_id}.a{spool.attempt + 1}.db")
         return job is not None and job.attempt > spool.attempt and not successor.exists()
+
+    def _undone(self, spool: Spool) -> bool:
+        """Whether a spool is of another attempt than the one that bears its number: the book was restored since then.
+
+        A machine that joined keeps its spools over a restore of the laboratory.
+        """
+        owners = [attempt.worker for attempt in self._book.attempts(spool.job_id) if attempt.n == spool.attempt]
+        return not owners or spool.fact("worker") not in {None, *owners}
 
     def _mend(self, recorder: Recorder) -> None:
         """End the runs of jobs that ended without a courier, such as those of a machine that never came back.

@@ -98,6 +98,17 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         return cls(folder / f"{job_id}.a{attempt}.db")
 
+    @classmethod
+    def begin(cls, folder: Path, *, job_id: str, attempt: int, worker: str) -> Self:
+        """The spool of an attempt that a worker has just claimed, with nothing in it.
+
+        One that is there already is of an attempt of the same number that a restored order book knows nothing of.
+        """
+        _remove(folder / f"{job_id}.a{attempt}.db")
+        spool = cls.create(folder, job_id=job_id, attempt=attempt)
+        spool.note(worker=worker)
+        return spool
+
     @staticmethod
     def paths(folder: Path) -> list[Path]:
         """The spools of a folder, also those that earlier lives of the worker left; a job's by attempt."""
@@ -227,10 +238,7 @@ class Spool:
     def delete(self) -> None:
         """Close the connection and remove the file and what was held beside it."""
         self.close()
-        shutil.rmtree(self._files, ignore_errors=True)
-        for suffix in (".db-wal", ".db-shm", ".db"):
-            with suppress(FileNotFoundError):
-                self.path.with_suffix(suffix).unlink()
+        _remove(self.path)
 
     def _held(self, id_: int, path: str) -> Path:
         return self._files / str(id_) / path
@@ -244,6 +252,13 @@ class Spool:
             self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path.with_suffix(".files"), ignore_errors=True)
+    for suffix in (".db-wal", ".db-shm", ".db"):
+        with suppress(FileNotFoundError):
+            path.with_suffix(suffix).unlink()
 
 
 def _parts(path: Path) -> tuple[str, int]:

@@ -74,7 +74,8 @@ def work(place: Workplace, job_id: str, dispatch_seq: int) -> None:
 
     try:
         spools = place.settings.state_dir / "spool"
-        with closing(Spool.create(spools, job_id=claim.job_id, attempt=claim.attempt)) as spool:
+        worker = place.settings.worker_name
+        with closing(Spool.begin(spools, job_id=claim.job_id, attempt=claim.attempt, worker=worker)) as spool:
             Supervisor(
                 claim,
                 child,

@@ -355,6 +355,26 @@ def test_a_job_that_ends_before_its_next_attempt_began_has_what_the_one_before_m
     assert steps_of(book, client, first.job_id) == list(range(1, 10))
 
 
+def test_what_a_restored_book_knows_nothing_of_is_not_sent(
+    book, config, courier, client, start, claim_again, elsewhere
+):
+    there, theirs = elsewhere
+    first = start(book)
+    measured(book, config, first, range(1, 4))
+    assert book.finish(first.token, Event.LOST)
+    undone = {"job_id": first.job_id, "attempt": 2, "worker": "gpu-box/1"}
+    # Attempt 2 had gone on far on a machine that joined when the laboratory was set back to a backup.
+    for claimed_again in (False, True):
+        with closing(Spool.begin(there.state_dir / "spool", **undone)) as spool:
+            spool.add([Point("train/loss", step, 0.25) for step in range(1, 100)])
+        if claimed_again:
+            claim_again(book, first.job_id)
+        assert theirs.sync()
+        assert Spool.paths(there.state_dir / "spool") == []
+    assert courier.sync()
+    assert steps_of(book, client, first.job_id) == []
+
+
 def test_a_checkpoint_arrives_after_its_points(book, config, courier, client, start, tmp_path, monkeypatch):
     monkeypatch.setattr("worker.courier.BATCHES_IN_TURN", 1)
     checkpoint = tmp_path / "state.json"

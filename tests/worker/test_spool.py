@@ -151,6 +151,17 @@ def test_a_file_system_without_hard_links_is_fine(tmp_path, spool, monkeypatch):
     assert spool.artifacts()[0].file.read_text() == "a"
 
 
+def test_an_attempt_begins_with_nothing_of_one_that_had_its_number(tmp_path):
+    undone = Spool.begin(tmp_path, job_id="j", attempt=2, worker="gpu-box")
+    undone.add([Point("train/loss", 7, 1.0)])
+    undone.seed({"train/loss": 300})
+    undone.close()
+    spool = Spool.begin(tmp_path, job_id="j", attempt=2, worker="w")
+    spool.add([Point("train/loss", 8, 2.0)])
+    assert [entry.step for entry in spool.batch()] == [8]
+    assert (spool.seeded, spool.fact("worker")) == (False, "w")
+
+
 def test_nothing_is_left_of_a_deleted_spool(tmp_path, spool):
     (tmp_path / "a").write_text("a")
     spool.enqueue("a", tmp_path / "a", step=0)
