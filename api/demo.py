@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from time import monotonic, sleep
+from typing import TypeVar
 
 from rich.console import Console
 
@@ -60,6 +63,7 @@ Effective beta x lr: how fast the gradient changes there (median); plain gradien
 Running statistics that were gathered under noise mislead a test without noise, so they are recomputed without;
 or the noise stays on."""
 
+T = TypeVar("T")
 Idle = Callable[[float], None]
 """How to wait: sleeping, or looking after a laboratory of one's own."""
 
@@ -94,17 +98,13 @@ def run(client: Client, folder: Path, console: Console, idle: Idle) -> int:
     """Order the arms, follow them to their end, and show what came out; the exit status as of `demo`."""
     _wait_for_worker(client, console, idle)
     stamp = _stamp()
-    ordered = {
-        client.submit(_spec(arm, seed, stamp), idempotency_key=f"demo {stamp} {arm} {seed}").id: (arm, seed)
-        for seed in SEEDS
-        for arm in ARMS
-    }
+    ordered = {_order(client, arm, seed, stamp, idle): (arm, seed) for seed in SEEDS for arm in ARMS}
     spec = _spec("batch", 0, stamp)
     counts = {"arms": len(ARMS), "seeds": len(SEEDS)}
     console.print(ANNOUNCEMENT.format(spec=spec, lr=spec.optimizer.lr, stamp=stamp, **counts), soft_wrap=True)
     names = {job_id: f"{arm}, seed {seed}" for job_id, (arm, seed) in ordered.items()}
     jobs = _follow(client, stamp, names, console, idle)
-    outcomes = [Outcome(*ordered[job.id], _curves(client, job.id)) for job in jobs]
+    outcomes = [Outcome(*ordered[job.id], _patiently(partial(_curves, client, job.id), idle)) for job in jobs]
     outcomes.sort(key=lambda outcome: (list(ARMS).index(outcome.arm), outcome.seed))
     folder.mkdir(parents=True, exist_ok=True)
     figure = folder / "smoothness.png"
@@ -132,6 +132,25 @@ def _spec(arm: str, seed: int, stamp: str) -> JobSpec:
     return JobSpec.model_validate({**COMMON, **ARMS[arm], "seed": seed, "labels": {"demo": stamp, "arm": arm}})
 
 
+def _order(client: Client, arm: str, seed: int, stamp: str, idle: Idle) -> str:
+    """The id of the job of an arm and a seed: one, however often it was asked for."""
+    key = f"demo {stamp} {arm} {seed}"
+    return _patiently(lambda: client.submit(_spec(arm, seed, stamp), idempotency_key=key), idle).id
+
+
+def _patiently(ask: Callable[[], T], idle: Idle) -> T:
+    """What the API answers, once it does: it or its database may be away for a while, as when either is restarted."""
+    deadline = monotonic() + PATIENCE_S
+    while True:
+        try:
+            return ask()
+        except (ApiUnreachable, RequestRefused) as error:
+            refused = isinstance(error, RequestRefused) and error.problem.status < HTTPStatus.INTERNAL_SERVER_ERROR
+            if refused or monotonic() > deadline:
+                raise
+        idle(LOOK_EVERY_S)
+
+
 def _wait_for_worker(client: Client, console: Console, idle: Idle) -> None:
     deadline = monotonic() + PATIENCE_S
     said = ""
@@ -146,18 +165,10 @@ def _wait_for_worker(client: Client, console: Console, idle: Idle) -> None:
 
 def _follow(client: Client, stamp: str, names: Mapping[str, str], console: Console, idle: Idle) -> list[JobView]:
     """The experiment's jobs in the order of their arms, when all have ended and MLflow knows them, if it ever does."""
-    heard_at = monotonic()
     ended_at: float | None = None
     with Bars(console) as bars:
         while True:
-            try:
-                jobs = list(client.jobs(labels={"demo": stamp}))[::-1]
-                heard_at = monotonic()
-            except ApiUnreachable:
-                if monotonic() - heard_at > PATIENCE_S:
-                    raise
-                idle(LOOK_EVERY_S)
-                continue
+            jobs = _patiently(lambda: list(client.jobs(labels={"demo": stamp}))[::-1], idle)
             for job in jobs:
                 bars.show(job.id, replace(Glimpse.of(job), name=names[job.id]))
             if all(job.state in TERMINAL for job in jobs):

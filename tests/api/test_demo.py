@@ -4,11 +4,12 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from api.client import ApiUnreachable, Client
-from api.demo import ARMS, COMMON, SEEDS, demo, run
+from api.client import ApiUnreachable, Client, RequestRefused
+from api.demo import ARMS, COMMON, SEEDS, _patiently, demo, run
+from api.views import Problem
 from normcore.preview import preview
 from normcore.spec import JobSpec
-from worker.book import Reason
+from worker.book import Book, BookUnavailable, Reason
 from worker.states import Event
 
 BAND = {"none": 2.0, "batch": 0.5, "batch + noise": 1.0}
@@ -130,3 +131,35 @@ def test_demo_gives_up_where_no_worker_comes(server, tmp_path, monkeypatch):
     out = Console(file=io.StringIO(), width=1000)
     with Client(server) as client, pytest.raises(ApiUnreachable, match="no worker came within 0 s"):
         run(client, tmp_path, out, lambda seconds: None)
+
+
+def test_an_order_book_that_is_away_for_a_moment_is_waited_for(played, monkeypatch):
+    answered = set()
+
+    def away_at_first(name):
+        method = getattr(Book, name)
+
+        def ask(*args, **kwargs):
+            if name not in answered:
+                answered.add(name)
+                raise BookUnavailable("the database must answer, got silence")
+            return method(*args, **kwargs)
+
+        monkeypatch.setattr(Book, name, ask)
+
+    asked = ("submit", "jobs", "metrics")
+    for name in asked:
+        away_at_first(name)
+    status, said = played()
+    assert (status, answered) == (0, set(asked))
+    assert "\narm " in said
+
+
+def test_a_refusal_is_not_asked_for_again():
+    problem = Problem(type="about:blank", title="No", status=422, detail="it cannot be built", instance="/v1/jobs")
+
+    def ask():
+        raise RequestRefused(problem)
+
+    with pytest.raises(RequestRefused, match="it cannot be built"):
+        _patiently(ask, lambda seconds: pytest.fail("waited"))
