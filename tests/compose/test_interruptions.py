@@ -100,7 +100,14 @@ def test_an_upgrade_that_fails_says_how_to_do_the_rest(host: Host) -> None:
     answers = "*'ps --services'*) printf 'postgres\\napi\\nmlflow\\nworker\\n' ;;\n*'mlflow python'*) exit 1 ;;"
     done = host.run("upgrade", answers=answers)
     assert done.returncode == 1
-    assert "upgrade: not at its end; when what hindered it is away, this does the rest: docker compose" in done.stderr
+    rest = "docker compose stop mlflow && docker/migrate-mlflow && docker compose up --detach --wait"
+    assert f"upgrade: not at its end; when what hindered it is away, this does the rest: {rest}\n" in done.stderr
+
+
+def test_an_upgrade_of_a_machine_that_joined_speaks_of_nothing_else(host: Host) -> None:
+    done = host.run("upgrade", answers="*'ps --services'*) echo worker ;;\n*'ps --quiet'*) exit 1 ;;")
+    assert done.returncode == 1
+    assert done.stderr.endswith(" this does the rest: docker compose up --detach --wait\n")
 
 
 def test_an_upgrade_brings_back_as_many_workers_as_there_were(host: Host) -> None:
