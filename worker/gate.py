@@ -26,6 +26,8 @@ LOOK_S = 0.5
 LOGIN_S = 10.0
 MOST_STRANGERS = 64
 """How many connections may be about to show their keys."""
+MOST_KEYS = 6
+"""How many keys a connection may show that are not in the register; a machine has one."""
 KEEPALIVE_S, MISSED = 10, 3
 """A machine that does not answer so often in so many seconds is gone."""
 ALGORITHMS = {
@@ -95,6 +97,7 @@ class _Visitor(asyncssh.SSHServer):
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self._key = ""
+        self._refused = 0
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._connection = conn
@@ -110,7 +113,11 @@ class _Visitor(asyncssh.SSHServer):
         self._key = public_text(key)
         known = self._gate.register.names().get(self._key) == username
         if not known:
-            log.warning("a machine that calls itself %.80r is not let in from %s", username, self._from())
+            self._refused += 1
+            if self._refused == 1:
+                log.warning("a machine that calls itself %.80r is not let in from %s", username, self._from())
+            if self._refused == MOST_KEYS:
+                self._connection.abort()
         return known
 
     def auth_completed(self) -> None:

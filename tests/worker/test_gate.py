@@ -207,6 +207,20 @@ def test_a_key_that_is_not_in_the_register_is_refused(played):
     played(scene)
 
 
+def test_who_tries_many_keys_is_logged_once_and_cut_off(played, caplog):
+    async def scene(laboratory: Laboratory) -> None:
+        keys = [asyncssh.generate_private_key("ssh-ed25519") for _ in range(20)]
+        async with laboratory.gate():
+            address = laboratory.address
+            with pytest.raises(asyncssh.ConnectionLost):
+                await asyncssh.connect(
+                    address.host, address.port, username="gpu-box", client_keys=keys, known_hosts=None, config=None
+                )
+
+    played(scene)
+    assert caplog.text.count("a machine that calls itself 'gpu-box' is not let in") == 1
+
+
 def test_a_machine_comes_in_by_its_own_name_only(played):
     async def scene(laboratory: Laboratory) -> None:
         laboratory.machine("other")
