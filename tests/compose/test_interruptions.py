@@ -64,6 +64,13 @@ def test_a_backup_whose_files_cannot_be_read_says_so_and_leaves_nothing(host: Ho
     assert list((host.folder / "backups").iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["before/upgrade", "../backup", ".."])
+def test_a_backup_lies_in_the_folder_of_backups(host: Host, name: str) -> None:
+    done = host.run("backup", name, answers="")
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"without slashes and no dot first, got {name}\n")
+
+
 @pytest.mark.parametrize("there", ["PG_VERSION", "lib/normcore/state"])
 def test_what_is_there_of_a_laboratory_is_not_restored_over(host: Host, there: str) -> None:
     answers = f"*' config') echo 'name: lab' ;;\n*'{there}'*) echo something ;;"
