@@ -108,8 +108,9 @@ class Supervisor:
         facts = self._child.ready.facts if self._child.ready else {}
         self._spool.tag({f"attempt.{claim.attempt}.{key}": value for key, value in facts.items()})
         start = resume.Start()
+        # Before the first attempt too: there may have been another first one, which a restored book knows nothing of.
+        resume.sweep(self._folder, [row for row in claim.checkpoints if row.path is not None])
         if claim.attempt > 1:
-            resume.sweep(self._folder, [row for row in claim.checkpoints if row.path is not None])
             fetched, run_id = self._folder / "fetched", claim.mlflow_run_id
             found = resume.choose_in_time(
                 claim.checkpoints, lambda row: self._fetch(run_id, row, fetched), wanted=self._wanted

@@ -169,6 +169,8 @@ def curves(book: Book, job_id: str) -> dict[tuple[str, int], float]:
 def test_an_attempt_from_order_to_report(floor, book, cache):
     probes = [{"kind": "landscape", "every": 20, "points": 3}]
     job_id = floor.order(steps=60, checkpoint_every=25, evaluate_every=20, probes=probes)
+    # Of a first attempt that this book knows nothing of, as on another machine after a restore.
+    (floor.settings.state_dir / "jobs" / job_id / "a1" / "step_00000025").mkdir(parents=True)
     floor.work()
     job = book.job(job_id)
     assert (job.state, job.progress_step, job.infra_retries) == (State.SUCCEEDED, 60, 0)
