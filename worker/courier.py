@@ -202,8 +202,8 @@ class Courier(threading.Thread):
         if attempt.resumed_from is None and attempt.ended_at is None:
             return False
         held, begins = recorder.steps_held(run_id), attempt.resumed_from or 0
-        if job.attempt == spool.attempt and job.state in TERMINAL:
-            begins = job.num_steps  # nobody measures anything of it again
+        if attempt.resumed_from is None and job.attempt == spool.attempt and job.state in TERMINAL:
+            begins = job.num_steps  # it never began, and nobody measures anything of the job again
         spool.seed(held, [point for point in self._lacking(job.id, held) if point.step <= begins])
         return True
 
