@@ -96,9 +96,12 @@ def gone_on_with(laboratory: Project, job: str, undisturbed: Outcome, outcome: s
     """
     laboratory.up("--scale", "worker=1")
     found = laboratory.finished(job)
-    first, second = laboratory.job(job)["attempts"]
-    if not second["resumed_from"] or second["worker"].startswith("gpu-box/") or first["outcome"] != outcome:
-        raise TrialFailed(f"the job must go on from the machine's checkpoint in the laboratory: {first}, {second}")
+    first, *others = laboratory.job(job)["attempts"]
+    if len(others) != 1 or not others[0]["resumed_from"] or first["outcome"] != outcome:
+        raise TrialFailed(f"the job must go on from the machine's checkpoint in one more attempt: {first}, {others}")
+    (second,) = others
+    if second["worker"].startswith("gpu-box/"):
+        raise TrialFailed(f"the job must go on in the laboratory, and did on {second['worker']}")
     found.must_be(undisturbed)
     print(
         f"  {outcome} at step {first['last_step']}, gone on with at {second['resumed_from']}"
